@@ -1,0 +1,1 @@
+"""Mathematics: torch and numpy. Knows no disk, web or queue."""

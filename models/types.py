@@ -1,0 +1,30 @@
+"""Shape aliases, and the one seam between the mathematics and the store: `CubeSource`."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int64 = NDArray[np.int64]
+Array = NDArray[Any]
+
+
+class CubeSource(Protocol):
+    """A volume that is only ever looked at through small cubes.
+
+    `shape` is `(z, y, x)`, `channels` the number of values per voxel. `cubes` may be asked for any
+    origins, outside of the volume too: what lies outside is `padding`.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The volume's size in voxels, (z, y, x)."""
+
+    @property
+    def channels(self) -> int:
+        """Values per voxel."""
+
+    def cubes(self, origins: Int64, size: int) -> Array:
+        """The cubes whose lowest corners are `origins` (n, 3) in (z, y, x): (n, channels, size, size, size)."""

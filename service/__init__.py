@@ -1,0 +1,1 @@
+"""HTTP: the REST API, the dashboard, the command line. Imports no torch."""

@@ -1,0 +1,254 @@
+"""What can go wrong in the store. Errors carry facts and a stable `code`; they know no HTTP.
+
+    StorageError
+    ├── ScanError                    about bytes that somebody sent
+    │   ├── EmptyUpload              nothing in it
+    │   ├── UnsafeArchive            a member's name or a link leaves the archive
+    │   ├── DigestMismatch           other bytes arrived than were announced
+    │   ├── UnsupportedScan          sound, but not something that we read
+    │   ├── InvalidScan              damaged, inconsistent or without meaning as a volume
+    │   └── ScanTooLarge             over a limit, found before the work
+    ├── NotFound
+    │   ├── MissingVolume
+    │   ├── MissingJob
+    │   ├── MissingArtifact
+    │   └── MissingKey               no such object in a volume's store
+    ├── Conflict
+    │   ├── VolumeNotReady
+    │   ├── JobNotFinished
+    │   └── JobFailed
+    ├── InvalidParameters            a job's parameters do not fit its kind's schema
+    ├── UnknownKind                  no worker has announced this kind of job
+    ├── CorruptVolume                stored bytes no longer match their checksum or manifest
+    ├── OverBudget                   a job would need more memory than its worker may use
+    ├── StorageFull                  the disk refused a write
+    ├── LeaseLost                    another attempt owns the job now
+    └── JobCancelled                 somebody asked for the job to stop
+
+The table that turns a code into an HTTP status stands in `service/errors.py`, and only there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class StorageError(Exception):
+    """Base class. `str(error)` names the cause and, where there is one, the cure."""
+
+    code: ClassVar[str] = "storage-error"
+    retryable: ClassVar[bool] = False
+
+    def facts(self) -> dict[str, Any]:
+        """The error's numbers and names, for a machine: its public attributes."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+
+class ScanError(StorageError):
+    """Something about the bytes of a scan that somebody sent."""
+
+    code = "scan-error"
+
+
+class EmptyUpload(ScanError):
+    """No bytes arrived."""
+
+    code = "empty-upload"
+
+    def __init__(self) -> None:
+        super().__init__("the upload is empty; send the scan's bytes as the request body")
+
+
+class UnsafeArchive(ScanError):
+    """An archive member or a path inside a store points outside of it."""
+
+    code = "unsafe-archive"
+
+    def __init__(self, member: str, reason: str) -> None:
+        super().__init__(f"unsafe path {member!r}: {reason}; nothing was extracted")
+        self.member, self.reason = member, reason
+
+
+class DigestMismatch(ScanError):
+    """The bytes that arrived are not those whose digest was announced."""
+
+    code = "digest-mismatch"
+
+    def __init__(self, announced: str, received: str) -> None:
+        super().__init__(f"announced sha-256 {announced}, received {received}; send the scan again")
+        self.announced, self.received = announced, received
+
+
+class UnsupportedScan(ScanError):
+    """A sound file of a kind that this service does not read."""
+
+    code = "unsupported-scan"
+
+
+class InvalidScan(ScanError):
+    """A damaged or inconsistent scan, or one that has no meaning as a volume."""
+
+    code = "invalid-scan"
+
+
+class ScanTooLarge(ScanError):
+    """The scan declares or holds more than a limit allows. `what` names the limited thing."""
+
+    code = "scan-too-large"
+
+    def __init__(self, what: str, needed: int, allowed: int) -> None:
+        super().__init__(f"{what}: {needed:,} bytes, over the limit of {allowed:,}")
+        self.what, self.needed, self.allowed = what, needed, allowed
+
+
+class NotFound(StorageError):
+    """There is no such thing."""
+
+    code = "not-found"
+
+
+class MissingVolume(NotFound):
+    """No volume has this id."""
+
+    code = "volume-not-found"
+
+    def __init__(self, volume_id: str) -> None:
+        super().__init__(f"there is no volume {volume_id!r}")
+        self.volume_id = volume_id
+
+
+class MissingJob(NotFound):
+    """No job has this id."""
+
+    code = "job-not-found"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"there is no job {job_id!r}")
+        self.job_id = job_id
+
+
+class MissingArtifact(NotFound):
+    """The job wrote no artifact of this name."""
+
+    code = "artifact-not-found"
+
+    def __init__(self, job_id: str, name: str) -> None:
+        super().__init__(f"job {job_id!r} has no artifact {name!r}")
+        self.job_id, self.name = job_id, name
+
+
+class MissingKey(NotFound):
+    """A volume's store holds no such object."""
+
+    code = "key-not-found"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the store holds no object {key!r}")
+        self.key = key
+
+
+class Conflict(StorageError):
+    """The thing exists, but is not in the state that the request needs."""
+
+    code = "conflict"
+
+
+class VolumeNotReady(Conflict):
+    """The volume is still being read, or was refused or quarantined."""
+
+    code = "volume-not-ready"
+
+    def __init__(self, volume_id: str, state: str) -> None:
+        super().__init__(f"volume {volume_id!r} is {state}, not ready")
+        self.volume_id, self.state = volume_id, state
+
+
+class JobNotFinished(Conflict):
+    """A result was asked for before there is one."""
+
+    code = "job-not-finished"
+    retryable = True
+
+    def __init__(self, job_id: str, state: str) -> None:
+        super().__init__(f"job {job_id!r} is {state}; ask again when it has finished")
+        self.job_id, self.state = job_id, state
+
+
+class JobFailed(Conflict):
+    """A result was asked for, but the job failed or was cancelled. `cause` is the job's own error."""
+
+    code = "job-failed"
+
+    def __init__(self, job_id: str, state: str, cause: dict[str, Any] | None) -> None:
+        why = cause["detail"] if cause else "no result was made"
+        super().__init__(f"job {job_id!r} {state}: {why}")
+        self.job_id, self.state, self.cause = job_id, state, cause
+
+
+class InvalidParameters(StorageError):
+    """A job's parameters do not fit. `problems` is a list of (JSON pointer, what is wrong)."""
+
+    code = "invalid-parameters"
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{pointer or '/'}: {detail}" for pointer, detail in problems))
+        self.problems = problems
+
+
+class UnknownKind(StorageError):
+    """No worker has announced this kind of job."""
+
+    code = "unknown-kind"
+
+    def __init__(self, kind: str, known: list[str]) -> None:
+        offered = ", ".join(known) if known else "none yet; is a worker running?"
+        super().__init__(f"no worker has announced the kind {kind!r}; announced: {offered}")
+        self.kind, self.known = kind, known
+
+
+class CorruptVolume(StorageError):
+    """Stored bytes do not match their checksum, or an object of the manifest is missing."""
+
+    code = "corrupt-volume"
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"stored object {key!r}: {reason}")
+        self.key, self.reason = key, reason
+
+
+class OverBudget(StorageError):
+    """A job would need more memory than its worker may use; found before it starts."""
+
+    code = "over-budget"
+
+    def __init__(self, needed: int, allowed: int) -> None:
+        super().__init__(f"the job needs about {needed:,} bytes of memory; this worker may use {allowed:,}")
+        self.needed, self.allowed = needed, allowed
+
+
+class StorageFull(StorageError):
+    """The disk refused a write."""
+
+    code = "storage-full"
+    retryable = True
+
+
+class LeaseLost(StorageError):
+    """Another attempt owns the job now: this one must stop and write nothing more."""
+
+    code = "lease-lost"
+    retryable = True
+
+    def __init__(self, job_id: str, attempt: int) -> None:
+        super().__init__(f"attempt {attempt} of job {job_id!r} lost its lease")
+        self.job_id, self.attempt = job_id, attempt
+
+
+class JobCancelled(StorageError):
+    """Somebody asked for the job to stop."""
+
+    code = "cancelled"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"job {job_id!r} was cancelled")
+        self.job_id = job_id

@@ -1,0 +1,109 @@
+"""The words that the web and the workers share about work: `Job`, `JobState`, `JobKind`, the task's name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+RUN_JOB = "tomotrain.run_job"
+"""The name of the one Celery task. Its only argument is a job's id; the catalogue knows the rest."""
+
+
+class JobState(StrEnum):
+    """Where a job stands. `waiting` means: for another job, such as the ingest of its volume."""
+
+    WAITING = "waiting"
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing will change any more."""
+        return self in TERMINAL
+
+
+TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+OWNED = frozenset({JobState.RUNNING, JobState.CANCELLING})
+"""States in which a worker holds the lease."""
+
+
+class Queue(StrEnum):
+    """Separate Celery queues, because priorities inside one do not hold under load."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+    TRAIN = "train"
+
+
+@dataclass(frozen=True)
+class JobKind:
+    """What a worker can do, as it announces it at start.
+
+    `parameters_schema` and `result_schema` are JSON Schema 2020-12: the service validates requests
+    against the first, and forms are drawn from it. `internal` kinds are submitted by the service alone.
+    """
+
+    name: str
+    version: str
+    title: str
+    description: str
+    queue: Queue
+    parameters_schema: dict[str, Any]
+    result_schema: dict[str, Any]
+    needs_volume: bool = True
+    internal: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job has come: `done` of `total` units in a named phase. `total` is None when unknown."""
+
+    phase: str
+    done: int = 0
+    total: int | None = None
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file that a job wrote: its name, size in bytes, sha-256 and media type."""
+
+    name: str
+    size: int
+    sha256: str
+    media_type: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of the catalogue's jobs. Times are seconds since 1970 (UTC).
+
+    `error` is `{"code", "detail", "retryable", ...facts}` when the job failed, else None. `attempt` is 0
+    until the first claim; it is the fencing token: only the attempt that owns the job can finish it.
+    """
+
+    id: str
+    kind: str
+    state: JobState
+    attempt: int
+    max_attempts: int
+    parameters: dict[str, Any]
+    volume_id: str | None
+    queue: Queue
+    created_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    progress: Progress | None = None
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    artifacts: tuple[Artifact, ...] = ()
+    worker: str | None = None
+    depends_on: str | None = None
+    lease_until: float | None = None
+    revision: int = 0
+    labels: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,32 @@
+"""Where things are kept. Read from the environment (`TOMOTRAIN_*`) by each process's own settings class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class StorageSettings(BaseSettings):
+    """The data root and the addresses of the catalogue and the broker; base of every process's settings."""
+
+    model_config = SettingsConfigDict(env_prefix="TOMOTRAIN_", extra="ignore", frozen=True)
+
+    data_root: Path = Field(Path("var"), description="folder that holds volumes, artifacts and the catalogue")
+    db_url: str | None = Field(
+        None, description="SQLAlchemy URL of the catalogue; unset: SQLite in the data root"
+    )
+    broker_url: str | None = Field(
+        None, description="Redis-protocol URL of the broker; unset: the embedded one in the data root"
+    )
+
+    @property
+    def catalogue_url(self) -> str:
+        """The catalogue's SQLAlchemy URL."""
+        return self.db_url or f"sqlite:///{self.data_root.absolute() / 'catalogue.db'}"
+
+    @property
+    def broker(self) -> str:
+        """The broker's URL; by default the embedded server's unix socket."""
+        return self.broker_url or f"redis+socket://{self.data_root.absolute() / 'run' / 'broker.sock'}"

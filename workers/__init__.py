@@ -1,0 +1,1 @@
+"""Where storage and models meet: one Celery task, one file per kind of job."""
