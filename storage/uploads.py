@@ -1,0 +1,62 @@
+"""A stream of bytes becomes a file: limited, hashed, and gone again when it does not arrive whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from storage.errors import DigestMismatch, EmptyUpload, ScanTooLarge, StorageFull
+from storage.records import Received
+
+
+class Upload:
+    """One upload on its way: `folder/<volume id>.part` until `finish` gives it its name.
+
+    Raises StorageFull when the disk refuses a write; after any error, call `abort`.
+    """
+
+    def __init__(self, folder: Path, volume_id: str, limit_bytes: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._volume_id = volume_id
+        self._limit = limit_bytes
+        self._final = folder / volume_id
+        self._part = folder / f"{volume_id}.part"
+        self._file = self._part.open("xb")
+        self._hash = hashlib.sha256()
+        self._size = 0
+
+    def write(self, chunk: bytes) -> None:
+        """Append some bytes. Raises ScanTooLarge once there are more than the limit."""
+        self._size += len(chunk)
+        if self._size > self._limit:
+            raise ScanTooLarge("upload", self._size, self._limit)
+        self._hash.update(chunk)
+        try:
+            self._file.write(chunk)
+        except OSError as error:
+            raise StorageFull(f"the upload could not be written: {error.strerror}") from error
+
+    def finish(self, announced_sha256: str | None = None) -> Received:
+        """Make the file durable and give it its name.
+
+        Raises EmptyUpload, or DigestMismatch when the sender announced another sha-256 (hex).
+        """
+        digest = self._hash.hexdigest()
+        if self._size == 0:
+            raise EmptyUpload
+        if announced_sha256 is not None and announced_sha256.lower() != digest:
+            raise DigestMismatch(announced_sha256, digest)
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise StorageFull(f"the upload could not be written: {error.strerror}") from error
+        self._file.close()
+        self._part.rename(self._final)
+        return Received(self._volume_id, self._final, self._size, digest)
+
+    def abort(self) -> None:
+        """Remove whatever has arrived; harmless after `finish` too, which then leaves the file."""
+        self._file.close()
+        self._part.unlink(missing_ok=True)
