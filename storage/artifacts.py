@@ -1,4 +1,4 @@
-"""What jobs write: tensors as safetensors, documents as JSON, one folder per attempt; nothing is ever unpickled.
+"""What jobs write: tensors as safetensors, documents as JSON, one folder per attempt; never a pickle.
 
 A folder is published by the catalogue's row, which names the attempt that finished: what a late or a
 failed attempt wrote is never seen.

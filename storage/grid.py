@@ -40,7 +40,7 @@ class VoxelGrid:
         sizes = np.linalg.norm(matrix[:3, :3], axis=0)
         volume = abs(float(np.linalg.det(matrix[:3, :3])))
         if sizes.min() <= 0 or volume <= 1e-6 * float(np.prod(sizes)):
-            raise InvalidScan("the affine from voxels to millimetres is singular: axes coincide or have size 0")
+            raise InvalidScan("the affine from voxels to millimetres is singular: its axes coincide")
         rows = tuple(tuple(float(value) for value in row) for row in matrix)
         x, y, z = (float(size) for size in sizes)
         return cls(shape, (z, y, x), rows)  # type: ignore[arg-type]
