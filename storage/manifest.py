@@ -1,0 +1,92 @@
+"""The list of a volume's objects with their digests, whose root digest names the volume.
+
+Checksums inside the chunks find damage; only the manifest finds an object that is missing, stale or
+exchanged for another sound one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from storage.chunks import index_checksum
+from storage.errors import CorruptVolume
+
+NAME = "manifest.json"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One file of a volume: size in bytes, sha-256, and for a shard the crc32c of its index."""
+
+    size: int
+    sha256: str
+    index_crc32c: int | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All objects of a volume by key (`zarr.json`, `0/c/0/0/0`, ...), without the manifest itself."""
+
+    objects: dict[str, StoredObject]
+
+    @classmethod
+    def of(cls, folder: Path) -> Manifest:
+        """Read and hash everything below a folder."""
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+        return cls({path.relative_to(folder).as_posix(): _describe(path) for path in files})
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifest that was written beside the volume. Raises CorruptVolume when it does not parse."""
+        try:
+            document = json.loads((folder / NAME).read_text())
+            return cls({key: StoredObject(**entry) for key, entry in document["objects"].items()})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptVolume(NAME, f"the manifest cannot be read: {error}") from error
+
+    def write(self, folder: Path) -> None:
+        """Write it beside the volume."""
+        objects = {key: asdict(entry) for key, entry in self.objects.items()}
+        document = {"version": VERSION, "digest": self.digest, "objects": objects}
+        (folder / NAME).write_text(json.dumps(document, indent=1, sort_keys=True))
+
+    @property
+    def digest(self) -> str:
+        """sha-256 of the lines `<sha-256>  <size>  <index crc32c>  <key>`, sorted by key."""
+        lines = (
+            f"{o.sha256}  {o.size}  {o.index_crc32c}  {key}\n" for key, o in sorted(self.objects.items())
+        )
+        return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all objects together."""
+        return sum(entry.size for entry in self.objects.values())
+
+    @property
+    def index_checksums(self) -> dict[str, int]:
+        """The crc32c of each shard's index, by key."""
+        return {key: o.index_crc32c for key, o in self.objects.items() if o.index_crc32c is not None}
+
+    def verify(self, folder: Path) -> None:
+        """Read every object again. Raises CorruptVolume at the first that is missing or altered."""
+        for key, entry in self.objects.items():
+            path = folder / key
+            if not path.is_file():
+                raise CorruptVolume(key, "the object is missing")
+            if _describe(path) != entry:
+                raise CorruptVolume(key, "the object is not the one that the manifest names")
+
+
+def _describe(path: Path) -> StoredObject:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = file.tell()
+        if path.name == "zarr.json":
+            return StoredObject(size, digest)
+        file.seek(max(size - 4, 0))
+        return StoredObject(size, digest, index_checksum(file.read(4)))
