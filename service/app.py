@@ -1,0 +1,73 @@
+"""The web application. `create_app` takes its parts; `build` makes them from the environment."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from service import errors
+from service.deps import Services
+from service.edge import Edge, VolumeCors
+from service.queue import CeleryQueue, JobQueue
+from service.routes import ROUTERS
+from service.settings import ServiceSettings
+from service.shelf import Shelf
+from service.sweeper import Sweeper
+from storage.artifacts import ArtifactStore
+from storage.catalogue import Catalogue
+
+
+def build() -> FastAPI:
+    """The application as the environment describes it; a factory for uvicorn."""
+    settings = ServiceSettings()
+    settings.data_root.mkdir(parents=True, exist_ok=True)
+    return create_app(settings, Catalogue.open(settings.catalogue_url), CeleryQueue(settings.broker))
+
+
+def create_app(settings: ServiceSettings, catalogue: Catalogue, queue: JobQueue) -> FastAPI:
+    """The application around given parts. It closes the catalogue when it stops."""
+    app = FastAPI(
+        title="Tomotrain",
+        version=version("tomotrain"),
+        summary="Health indicators from medical volumes too big for memory",
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        separate_input_output_schemas=False,
+    )
+    app.state.services = Services(
+        settings=settings,
+        catalogue=catalogue,
+        queue=queue,
+        artifacts=ArtifactStore(settings.data_root / "artifacts"),
+        shelf=Shelf(settings.data_root),
+    )
+    errors.install(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.allowed_hosts, www_redirect=False)
+    app.add_middleware(VolumeCors, origins=settings.zarr_origins)
+    app.add_middleware(Edge)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    parts: Services = app.state.services
+    sweeper = Sweeper(
+        parts.catalogue,
+        parts.queue,
+        every_s=parts.settings.sweep_every_s,
+        ring_after_s=parts.settings.ring_after_s,
+    )
+    sweeper.start()
+    try:
+        yield
+    finally:
+        sweeper.stop()
+        parts.catalogue.close()

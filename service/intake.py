@@ -1,0 +1,96 @@
+"""What the headers of an upload say: its name, its size, its digest; and the body, piece by piece."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import AsyncIterator
+from email.message import Message
+from pathlib import PurePosixPath
+
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+
+from service.errors import ApiError
+from storage.errors import ScanTooLarge
+from storage.records import Received
+from storage.uploads import Upload
+
+_PIECE_BYTES = 1 << 20
+_SHA256 = re.compile(r"(?:^|,)\s*sha-256\s*=\s*([^,;\s]+)", re.IGNORECASE)
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_NAME_LENGTH = 200
+
+
+def scan_name(given: str | None, headers: Headers) -> str:
+    """What the scan is called: `?name=`, else Content-Disposition's file name (RFC 6266), else "scan".
+
+    Only the last part of a path is kept, and nothing unprintable.
+    """
+    name = given or _disposition_name(headers.get("content-disposition", ""))
+    last = PurePosixPath(_UNPRINTABLE.sub("", name).replace("\\", "/")).name
+    return last.strip()[:_NAME_LENGTH] or "scan"
+
+
+def _disposition_name(header: str) -> str:
+    message = Message()
+    message["Content-Disposition"] = _UNPRINTABLE.sub("", header)
+    return message.get_filename("")
+
+
+def announced_sha256(headers: Headers) -> str | None:
+    """The sha-256 (hex) that `Content-Digest` or `Repr-Digest` announces (RFC 9530); others are ignored.
+
+    Raises ApiError when it cannot be read.
+    """
+    for name in ("content-digest", "repr-digest"):
+        match = _SHA256.search(headers.get(name, ""))
+        if match:
+            return _hex_of_byte_sequence(name, match[1])
+    return None
+
+
+def _hex_of_byte_sequence(header: str, value: str) -> str:
+    try:
+        digest = base64.b64decode(value.removeprefix(":").removesuffix(":"), validate=True)
+    except binascii.Error:
+        digest = b""
+    if len(digest) != 32 or not (value.startswith(":") and value.endswith(":")):
+        detail = f"{header}: write sha-256=:<base64 of the 32 bytes>: (RFC 9530), or leave the header out"
+        raise ApiError("invalid-digest", detail)
+    return digest.hex()
+
+
+def check_announced_size(headers: Headers, limit: int) -> None:
+    """Refuse a body before its first byte. Raises ScanTooLarge."""
+    announced = headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise ScanTooLarge("upload", int(announced), limit)
+
+
+async def receive(request: Request, upload: Upload) -> Received:
+    """Write the request's body into the upload, disk work in threads, a piece at a time in memory.
+
+    Whatever goes wrong, a lost connection included, leaves nothing behind.
+    """
+    try:
+        async for piece in _pieces(request):
+            await run_in_threadpool(upload.write, piece)
+        return await run_in_threadpool(upload.finish, announced_sha256(request.headers))
+    except BaseException:
+        upload.abort()
+        raise
+
+
+async def _pieces(request: Request) -> AsyncIterator[bytes]:
+    """The body in pieces of about a megabyte, so that few hops to a thread are needed."""
+    piece = bytearray()
+    async for chunk in request.stream():
+        piece += chunk
+        if len(piece) >= _PIECE_BYTES:
+            yield bytes(piece)
+            piece.clear()
+    if piece:
+        yield bytes(piece)

@@ -1,0 +1,15 @@
+"""The addresses of the service, one file per resource."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from service.routes import dashboard, health, jobs, kinds, volumes
+
+ROUTERS: tuple[APIRouter, ...] = (
+    volumes.router,
+    kinds.router,
+    jobs.router,
+    health.router,
+    dashboard.router,
+)

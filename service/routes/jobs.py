@@ -1,0 +1,148 @@
+"""Jobs: submit, watch, cancel, and fetch what they made."""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Any
+
+from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from service.conditional import (
+    PageSize,
+    PageToken,
+    decode_token,
+    file_answer,
+    json_answer,
+    next_link,
+    page,
+    strong_etag,
+)
+from service.deps import FoundJob, Parts, Services, found_volume
+from service.errors import plain
+from service.parameters import checked
+from service.schemas import JobPage, JobRequest, JobView, Problem, job_view
+from storage.errors import InvalidParameters, JobFailed, JobNotFinished, MissingArtifact, UnknownKind
+from storage.jobs import Artifact, Job, JobKind, JobState
+
+_MAX_BODY_BYTES = 1 << 20
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses={"default": {"model": Problem}})
+
+
+@router.post("", status_code=202, response_model=JobView, max_body_size=_MAX_BODY_BYTES)
+def submit(wanted: JobRequest, background: BackgroundTasks, parts: Parts) -> Response:
+    """Have a job done. On a volume that is still being read it waits until that is `ready`."""
+    kind = _offered(parts, wanted.kind)
+    if kind.needs_volume:
+        _check_volume(parts, wanted.volume_id)
+    parameters = checked(wanted.parameters, kind.parameters_schema)
+    job = parts.catalogue.submit(kind.name, parameters, volume_id=wanted.volume_id, labels=wanted.labels)
+    if job.state is JobState.QUEUED:
+        background.add_task(parts.ring, job)
+    return _accepted(job, 202, background)
+
+
+def _offered(parts: Services, name: str) -> JobKind:
+    """The kind of this name. Raises UnknownKind, also for those that only the service submits."""
+    kind = parts.catalogue.kind(name)
+    if kind.internal:
+        raise UnknownKind(name, [known.name for known in parts.catalogue.kinds() if not known.internal])
+    return kind
+
+
+def _check_volume(parts: Services, volume_id: str | None) -> None:
+    """Refuse a job on no volume, or on one that does not exist."""
+    if volume_id is None:
+        raise InvalidParameters([("/volume_id", "this kind of job needs a volume")])
+    found_volume(volume_id, parts)
+
+
+def _accepted(job: Job, status: int, background: BackgroundTasks | None = None) -> Response:
+    headers = {"Location": f"/v1/jobs/{job.id}", "ETag": _etag(job)}
+    if not job.state.terminal:
+        headers["Retry-After"] = "1"
+    return JSONResponse(job_view(job).model_dump(mode="json"), status, headers, background=background)
+
+
+def _etag(job: Job) -> str:
+    return strong_etag(job.id, job.revision)
+
+
+@router.get("", response_model=JobPage)
+def list_jobs(
+    request: Request,
+    parts: Parts,
+    state: JobState | None = None,
+    kind: Annotated[str | None, Query(max_length=100)] = None,
+    volume_id: Annotated[str | None, Query(max_length=100)] = None,
+    page_size: PageSize = 50,
+    page_token: PageToken = None,
+) -> Response:
+    """The jobs, newest first."""
+    rows = parts.catalogue.jobs(
+        state=state, kind=kind, volume_id=volume_id, limit=page_size + 1, before=decode_token(page_token)
+    )
+    shown, token = page(rows, page_size)
+    document = JobPage(jobs=[job_view(row) for row in shown], next_page_token=token)
+    return json_answer(request, document, headers=next_link(request, token))
+
+
+@router.get("/{job_id}", response_model=JobView)
+def get_job(request: Request, job: FoundJob) -> Response:
+    """One job. Poll with `If-None-Match`; `Retry-After` says when to come back."""
+    waiting = {} if job.state.terminal else {"Retry-After": "1"}
+    return json_answer(request, job_view(job), etag=_etag(job), headers=waiting)
+
+
+@router.get("/{job_id}/result", response_model=dict[str, Any])
+def get_result(job: FoundJob) -> Response:
+    """What the job found; 409 while there is nothing yet, and when there never will be."""
+    if not job.state.terminal:
+        raise JobNotFinished(job.id, job.state)
+    if job.state is not JobState.SUCCEEDED:
+        raise JobFailed(job.id, job.state, job.error)
+    return JSONResponse(plain(job.result), headers={"ETag": _etag(job)})
+
+
+@router.api_route(
+    "/{job_id}/artifacts/{name}",
+    methods=["GET", "HEAD"],
+    response_class=Response,
+    operation_id="get_artifact",
+    responses={200: {"content": {"application/octet-stream": {}}, "description": "the artifact's bytes"}},
+)
+def get_artifact(request: Request, job: FoundJob, parts: Parts, name: str) -> Response:
+    """A file that the job wrote, as a download, whole or by `Range`."""
+    artifact = _published(job, name)
+    path = parts.artifacts.path(job.id, job.attempt, name)
+    return file_answer(
+        request,
+        path,
+        etag=f'"{artifact.sha256}"',
+        media_type=artifact.media_type,
+        headers={"Cache-Control": "private, max-age=3600", **_digests(request, artifact)},
+        filename=name,
+    )
+
+
+def _published(job: Job, name: str) -> Artifact:
+    """The artifact of this name of the attempt that finished. Raises MissingArtifact."""
+    for artifact in job.artifacts:
+        if artifact.name == name and job.state is JobState.SUCCEEDED:
+            return artifact
+    raise MissingArtifact(job.id, name)
+
+
+def _digests(request: Request, artifact: Artifact) -> dict[str, str]:
+    """RFC 9530: of the whole file always, of the content sent only where that is the whole file."""
+    value = f"sha-256=:{base64.b64encode(bytes.fromhex(artifact.sha256)).decode()}:"
+    whole = "range" not in request.headers
+    return {"Repr-Digest": value, **({"Content-Digest": value} if whole else {})}
+
+
+@router.post("/{job_id}/cancel", response_model=JobView, responses={202: {"model": JobView}})
+def cancel(job: FoundJob, parts: Parts) -> Response:
+    """Ask for the job to stop: 202 while it is stopping, 200 when it has ended (also before)."""
+    after = job if job.state.terminal else parts.catalogue.request_cancel(job.id)
+    return _accepted(after, 200 if after.state.terminal else 202)

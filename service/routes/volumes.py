@@ -1,0 +1,203 @@
+"""Volumes: the scans that were sent, their slices, and their OME-Zarr for viewers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from service.conditional import (
+    PageSize,
+    PageToken,
+    decode_token,
+    file_answer,
+    json_answer,
+    next_link,
+    not_modified,
+    page,
+    strong_etag,
+    unchanged,
+)
+from service.deps import FoundVolume, Parts, ReadyVolume, Services
+from service.errors import ApiError
+from service.intake import announced_sha256, check_announced_size, receive, scan_name
+from service.schemas import Accepted, Problem, VolumePage, VolumeView, job_view, volume_view
+from service.slices import Window, png
+from storage.ids import new_id
+from storage.jobs import Job
+from storage.readers import identify
+from storage.readers.base import Limits
+from storage.records import Received, VolumeRecord
+from storage.uploads import Upload
+from storage.volume import Volume
+
+router = APIRouter(prefix="/v1/volumes", tags=["volumes"], responses={"default": {"model": Problem}})
+
+Axis = Literal["z", "y", "x"]
+_SCAN_BODY = {
+    "requestBody": {
+        "required": True,
+        "description": "The scan itself: NIfTI-1/2 (.nii, .nii.gz), DICOM (one file, or a zip of a series), "
+        "NRRD, or a zip of an OME-Zarr.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+_KEPT = {"Cache-Control": "private, max-age=3600"}
+
+
+@router.post("", status_code=202, response_model=Accepted, openapi_extra=_SCAN_BODY)
+async def send_scan(
+    request: Request,
+    background: BackgroundTasks,
+    parts: Parts,
+    name: Annotated[str | None, Query(description="what to call the scan", max_length=400)] = None,
+) -> Response:
+    """Send a scan as the request's body. Its content is looked at; an `ingest` job reads it.
+
+    `Content-Digest: sha-256=:...:` (RFC 9530) has the bytes checked on arrival.
+    """
+    limit = parts.settings.max_upload_bytes
+    check_announced_size(request.headers, limit)
+    announced_sha256(request.headers)
+    upload = Upload(parts.settings.data_root / "uploads", new_id("vol"), limit)
+    received = await receive(request, upload)
+    volume, job = await run_in_threadpool(_accept, parts, received, scan_name(name, request.headers))
+    background.add_task(parts.ring, job)
+    return JSONResponse(
+        Accepted(volume=volume_view(volume), job=job_view(job)).model_dump(mode="json"),
+        202,
+        {"Location": f"/v1/volumes/{volume.id}", "Retry-After": "1"},
+        background=background,
+    )
+
+
+def _accept(parts: Services, received: Received, name: str) -> tuple[VolumeRecord, Job]:
+    """Look at an upload's content and enter it in the catalogue; it is removed when that fails."""
+    try:
+        scan_format = identify(received.path, Limits())
+        return parts.catalogue.create_volume(received, name=name, scan_format=scan_format)
+    except BaseException:
+        received.path.unlink(missing_ok=True)
+        raise
+
+
+@router.get("", response_model=VolumePage)
+def list_volumes(
+    request: Request, parts: Parts, page_size: PageSize = 50, page_token: PageToken = None
+) -> Response:
+    """The volumes, newest first."""
+    rows = parts.catalogue.volumes(limit=page_size + 1, before=decode_token(page_token))
+    shown, token = page(rows, page_size)
+    document = VolumePage(volumes=[volume_view(row) for row in shown], next_page_token=token)
+    return json_answer(request, document, headers=next_link(request, token))
+
+
+@router.get("/{volume_id}", response_model=VolumeView)
+def get_volume(request: Request, record: FoundVolume) -> Response:
+    """One volume."""
+    return json_answer(request, volume_view(record), etag=strong_etag(record.id, record.revision))
+
+
+class Look(BaseModel):
+    """How a slice is to be shown."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    level: int = Field(0, ge=0, le=32, description="level of the pyramid; 0 is the finest")
+    frame: int = Field(0, ge=0, description="time point or channel of a 4-D scan")
+    window_min: float | None = Field(None, description="value shown black")
+    window_max: float | None = Field(None, description="value shown white")
+    size: int | None = Field(None, ge=16, le=2048, description="longer side in pixels, in true proportions")
+
+    def window(self, default: Window) -> Window:
+        """The window asked for; where it does not say, the default."""
+        low = default.low if self.window_min is None else self.window_min
+        high = default.high if self.window_max is None else self.window_max
+        return Window(low, high)
+
+
+@router.get(
+    "/{volume_id}/slices/{axis}/{index}",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}, "description": "8-bit grey"}},
+)
+def get_slice(
+    request: Request,
+    record: ReadyVolume,
+    parts: Parts,
+    axis: Axis,
+    index: int,
+    look: Annotated[Look, Query()],
+) -> Response:
+    """A plane as PNG: rows and columns are the remaining axes in the order (z, y, x), as stored.
+
+    Without `size`, one pixel per voxel. `X-Pixel-Spacing` gives mm per voxel of the plane, rows then
+    columns. Without a window it is the 1st to the 99th percentile of the scan's middle planes.
+    """
+    assert record.stored is not None
+    etag = strong_etag(record.stored.digest, axis, index, look.model_dump_json())
+    if unchanged(request, etag):
+        return not_modified(etag, _KEPT)
+    opened = parts.shelf.take(record)
+    _check_plane(opened.volume, axis, index, look)
+    window = look.window(opened.window)
+    spacing = _plane_spacing(opened.volume, axis, look.level)
+    plane = opened.volume.plane(axis, index, level=look.level, frame=look.frame)
+    picture = png(plane, window, spacing=spacing, size=look.size)
+    headers = {**_KEPT, "ETag": etag, "X-Window": f"{window.low:g},{window.high:g}"}
+    if spacing is not None:
+        headers["X-Pixel-Spacing"] = f"{spacing[0]:g},{spacing[1]:g}"
+    return Response(picture, media_type="image/png", headers=headers)
+
+
+def _check_plane(volume: Volume, axis: Axis, index: int, look: Look) -> None:
+    """Refuse what lies outside, with both numbers."""
+    _check_index("level", look.level, len(volume.levels), "#query.level")
+    extent = volume.levels[look.level].shape["zyx".index(axis)]
+    _check_index(f"axis {axis} at level {look.level}", index, extent, "#path.index")
+    frames = volume.stored.array_shape[:-3]
+    _check_index("frame", look.frame, frames[0] if frames else 1, "#query.frame")
+
+
+def _check_index(what: str, index: int, count: int, pointer: str) -> None:
+    if not 0 <= index < count:
+        detail = f"{what}: {index} lies outside of 0 ... {count - 1}"
+        raise ApiError("index-out-of-range", detail, errors=[(pointer, detail)])
+
+
+def _plane_spacing(volume: Volume, axis: Axis, level: int) -> tuple[float, float] | None:
+    """Millimetres per voxel of the plane's rows and columns; None where the scan does not say."""
+    spacing = volume.stored.grid.spacing
+    if spacing is None:
+        return None
+    factor = volume.levels[level].factor
+    rows, columns = (step * factor[i] for i, step in enumerate(spacing) if "zyx"[i] != axis)
+    return rows, columns
+
+
+@router.api_route(
+    "/{volume_id}/zarr/{key:path}",
+    methods=["GET", "HEAD"],
+    response_class=Response,
+    operation_id="get_zarr_object",
+    responses={200: {"content": {"application/octet-stream": {}}, "description": "the object's bytes"}},
+)
+def get_zarr_object(request: Request, record: ReadyVolume, parts: Parts, key: str) -> Response:
+    """An object of the volume's OME-Zarr 0.5 store, whole or by `Range`; 404 for an absent key."""
+    assert record.stored is not None
+    path = parts.shelf.take(record).volume.key_path(key)
+    return file_answer(
+        request,
+        path,
+        etag=strong_etag(record.stored.digest, key),
+        media_type=_media_type(path),
+        headers=_KEPT,
+    )
+
+
+def _media_type(path: Path) -> str:
+    return "application/json" if path.suffix == ".json" else "application/octet-stream"

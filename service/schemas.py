@@ -1,0 +1,300 @@
+"""What goes over the wire: JSON in snake_case, times in RFC 3339 (UTC), lengths in millimetres."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+
+from service.errors import plain, recorded_problem
+from storage.jobs import Artifact, Job, JobKind, JobState
+from storage.records import StoredVolume, VolumeRecord, VolumeState
+
+
+class Wire(BaseModel):
+    """Base of everything that is sent; never holds NaN."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class FieldError(Wire):
+    """One thing that is wrong: a JSON pointer into the body, or `#name` of a parameter."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(Wire):
+    """RFC 9457. `code` is stable and for programs; `detail` names the cause and the cure."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    errors: list[FieldError] = []
+    retryable: bool = False
+    request_id: str | None = None
+
+
+class StatisticsView(Wire):
+    """Of every voxel of the full resolution."""
+
+    minimum: float
+    maximum: float
+    mean: float
+    std: float
+    replaced: int = Field(description="voxels that were not finite, replaced by the smallest finite value")
+
+
+class VolumeView(Wire):
+    """A scan as it is stored. What is null is not known (yet); lengths are never guessed."""
+
+    id: str
+    name: str
+    state: VolumeState
+    created_at: str
+    source_bytes: int = Field(description="bytes of the upload")
+    source_sha256: str
+    ingest_job: str
+    shape: list[int] | None = Field(None, description="voxels along (z, y, x)")
+    spacing: list[float] | None = Field(None, description="millimetres between voxels along (z, y, x)")
+    affine: list[list[float]] | None = Field(
+        None, description="4x4, from voxel (i, j, k) = (x, y, z) to RAS+ millimetres"
+    )
+    orientation: str | None = Field(None, description="where x, y and z grow to: R/L, A/P, S/I")
+    axes: list[str] | None = None
+    array_shape: list[int] | None = None
+    frame_step_s: float | None = None
+    dtype: str | None = None
+    levels: int | None = Field(None, description="levels of the pyramid; level 0 is the full resolution")
+    digest: str | None = Field(None, description="root digest of the chunk manifest")
+    statistics: StatisticsView | None = None
+    stored_bytes: int | None = None
+    source_format: str | None = None
+    warnings: list[str] = []
+    metadata: dict[str, Any] = {}
+    error: Problem | None = None
+    links: dict[str, str]
+
+
+class ProgressView(Wire):
+    """`done` of `total` units in a named phase; `total` is null while unknown."""
+
+    phase: str
+    done: int
+    total: int | None
+    unit: str
+
+
+class ArtifactView(Wire):
+    """A file that a job wrote."""
+
+    name: str
+    size: int
+    sha256: str
+    media_type: str
+    href: str
+
+
+class JobView(Wire):
+    """A job as it stands."""
+
+    id: str
+    kind: str
+    state: JobState
+    attempt: int
+    max_attempts: int
+    parameters: dict[str, Any]
+    volume_id: str | None
+    queue: str
+    created_at: str
+    started_at: str | None
+    ended_at: str | None
+    progress: ProgressView | None
+    result: dict[str, Any] | None
+    error: Problem | None
+    artifacts: list[ArtifactView]
+    worker: str | None
+    depends_on: str | None
+    labels: dict[str, str]
+    links: dict[str, str]
+
+
+class Accepted(Wire):
+    """An upload that has arrived, and the job that reads it."""
+
+    volume: VolumeView
+    job: JobView
+
+
+class KindView(Wire):
+    """What a worker can do. `parameters_schema` and `result_schema` are JSON Schema 2020-12."""
+
+    name: str
+    version: str
+    title: str
+    description: str
+    queue: str
+    needs_volume: bool
+    parameters_schema: dict[str, Any]
+    result_schema: dict[str, Any]
+
+
+class VolumePage(Wire):
+    """Newest first. `next_page_token` is null on the last page (AIP-158)."""
+
+    volumes: list[VolumeView]
+    next_page_token: str | None = None
+
+
+class JobPage(Wire):
+    """Newest first. `next_page_token` is null on the last page (AIP-158)."""
+
+    jobs: list[JobView]
+    next_page_token: str | None = None
+
+
+class KindList(Wire):
+    """Every kind of job that a worker has announced and that may be submitted."""
+
+    kinds: list[KindView]
+
+
+class Health(Wire):
+    """Whether the parts answer; `checks` gives the reason for each that does not."""
+
+    status: str
+    checks: dict[str, str] = {}
+
+
+def _storable(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not contain the character NUL")
+    return text
+
+
+def _all_storable(value: dict[str, Any]) -> dict[str, Any]:
+    if plain(value) != value:
+        raise ValueError("numbers must be finite")
+    if _holds_nul(value):
+        raise ValueError("must not contain the character NUL")
+    return value
+
+
+def _holds_nul(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_holds_nul(name) or _holds_nul(part) for name, part in value.items())
+    if isinstance(value, list):
+        return any(map(_holds_nul, value))
+    return isinstance(value, str) and "\0" in value
+
+
+Label = Annotated[str, Field(max_length=200), AfterValidator(_storable)]
+
+
+class JobRequest(BaseModel):
+    """A job to be done. `parameters` are checked against the schema that the kind announces."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"kind": "embed", "volume_id": "vol_0199...", "parameters": {"layout": "qtt"}}]
+        },
+    )
+
+    kind: Label
+    volume_id: Label | None = None
+    parameters: Annotated[dict[str, JsonValue], AfterValidator(_all_storable)] = {}
+    labels: Annotated[dict[Label, Label], Field(max_length=32)] = {}
+
+
+def timestamp(seconds: float | None) -> str | None:
+    """Seconds since 1970 as RFC 3339 in UTC, to the millisecond."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def volume_view(record: VolumeRecord) -> VolumeView:
+    """A volume's row as it goes over the wire."""
+    address = f"/v1/volumes/{record.id}"
+    error = recorded_problem(record.error, instance=address) if record.error else None
+    return VolumeView(
+        id=record.id,
+        name=record.name,
+        state=record.state,
+        created_at=timestamp(record.created_at) or "",
+        source_bytes=record.source_bytes,
+        source_sha256=record.source_sha256,
+        ingest_job=record.ingest_job,
+        error=Problem.model_validate(error) if error else None,
+        links=_volume_links(address, record),
+        **(_stored_facts(record.stored) if record.stored else {}),
+    )
+
+
+def _volume_links(address: str, record: VolumeRecord) -> dict[str, str]:
+    links = {"self": address, "ingest_job": f"/v1/jobs/{record.ingest_job}"}
+    if record.state is VolumeState.READY:
+        links |= {"slices": f"{address}/slices/{{axis}}/{{index}}", "zarr": f"{address}/zarr/"}
+    return links
+
+
+def _stored_facts(stored: StoredVolume) -> dict[str, Any]:
+    document = plain(stored.to_json())
+    grid = document.pop("grid")
+    return {**document, **grid, "orientation": stored.grid.orientation}
+
+
+def job_view(job: Job) -> JobView:
+    """A job's row as it goes over the wire."""
+    address = f"/v1/jobs/{job.id}"
+    error = recorded_problem(job.error, instance=address) if job.error else None
+    progress = job.progress
+    return JobView(
+        id=job.id,
+        kind=job.kind,
+        state=job.state,
+        attempt=job.attempt,
+        max_attempts=job.max_attempts,
+        parameters=plain(job.parameters),
+        volume_id=job.volume_id,
+        queue=job.queue,
+        created_at=timestamp(job.created_at) or "",
+        started_at=timestamp(job.started_at),
+        ended_at=timestamp(job.ended_at),
+        progress=ProgressView(**vars(progress)) if progress else None,
+        result=plain(job.result),
+        error=Problem.model_validate(error) if error else None,
+        artifacts=[_artifact_view(address, artifact) for artifact in job.artifacts],
+        worker=job.worker,
+        depends_on=job.depends_on,
+        labels=job.labels,
+        links=_job_links(address, job),
+    )
+
+
+def _artifact_view(address: str, artifact: Artifact) -> ArtifactView:
+    return ArtifactView(**vars(artifact), href=f"{address}/artifacts/{artifact.name}")
+
+
+def _job_links(address: str, job: Job) -> dict[str, str]:
+    links = {"self": address}
+    if job.volume_id is not None:
+        links["volume"] = f"/v1/volumes/{job.volume_id}"
+    if job.state is JobState.SUCCEEDED:
+        links["result"] = f"{address}/result"
+    if not job.state.terminal:
+        links["cancel"] = f"{address}/cancel"
+    return links
+
+
+def kind_view(kind: JobKind) -> KindView:
+    """A kind of job as it goes over the wire."""
+    facts = {name: value for name, value in vars(kind).items() if name != "internal"}
+    return KindView(**facts)
