@@ -22,6 +22,7 @@
     ├── CorruptVolume                stored bytes no longer match their checksum or manifest
     ├── OverBudget                   a job would need more memory than its worker may use
     ├── StorageFull                  the disk refused a write
+    ├── CatalogueUnavailable         the database is locked, down or out of reach
     ├── LeaseLost                    another attempt owns the job now
     └── JobCancelled                 somebody asked for the job to stop
 
@@ -231,6 +232,16 @@ class StorageFull(StorageError):
 
     code = "storage-full"
     retryable = True
+
+
+class CatalogueUnavailable(StorageError):
+    """The catalogue's database is locked, down or out of reach for now."""
+
+    code = "catalogue-unavailable"
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("the catalogue's database does not answer; try again in a few seconds")
 
 
 class LeaseLost(StorageError):

@@ -60,6 +60,16 @@ class JobKind:
 
 
 @dataclass(frozen=True)
+class WorkerRecord:
+    """A worker as it announced itself: `kinds` are names, `last_seen` is seconds since 1970 (UTC)."""
+
+    name: str
+    device: str
+    kinds: tuple[str, ...]
+    last_seen: float
+
+
+@dataclass(frozen=True)
 class Progress:
     """How far a job has come: `done` of `total` units in a named phase. `total` is None when unknown."""
 
