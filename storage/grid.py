@@ -1,10 +1,10 @@
-"""Where voxels are: shape, spacing and the affine from voxel indices to RAS+ millimetres."""
+"""Where voxels are, and along which fourth axis: shape, spacing and the affine from voxel indices to RAS+ millimetres."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -91,3 +91,12 @@ class VoxelGrid:
             None if spacing is None else tuple(spacing),
             None if affine is None else tuple(tuple(row) for row in affine),
         )
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The fourth axis of a 4-D scan: time (`t`, with a step in seconds when known) or channels (`c`)."""
+
+    axis: Literal["t", "c"]
+    count: int
+    step_s: float | None = None

@@ -18,8 +18,7 @@ from ome_zarr_models.v05.image import ImageAttrs
 from ome_zarr_models.v05.multiscales import Dataset, Multiscale
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
-from storage.grid import VoxelGrid
-from storage.readers.base import Frames
+from storage.grid import Frames, VoxelGrid
 
 Shape3 = tuple[int, int, int]
 

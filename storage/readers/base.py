@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.grid import Frames as Frames
 from storage.grid import VoxelGrid
 
 Voxels = NDArray[Any]
@@ -27,15 +28,6 @@ class Limits:
     """Most entries in an archive."""
     member_bytes: int = 2 << 30
     """Largest entry of an archive, unpacked."""
-
-
-@dataclass(frozen=True)
-class Frames:
-    """The fourth axis of a 4-D scan: time (`t`, with a step in seconds when known) or channels (`c`)."""
-
-    axis: Literal["t", "c"]
-    count: int
-    step_s: float | None = None
 
 
 @dataclass(frozen=True)
