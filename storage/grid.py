@@ -1,4 +1,4 @@
-"""Where voxels are, and along which fourth axis: shape, spacing and the affine from voxel indices to RAS+ millimetres."""
+"""Where voxels are: shape, spacing, the affine from voxel indices to RAS+ millimetres, and the fourth axis."""
 
 from __future__ import annotations
 

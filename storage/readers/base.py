@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.grid import Frames as Frames
-from storage.grid import VoxelGrid
+from storage.grid import Frames, VoxelGrid
+
+__all__ = ["Frames", "Limits", "Reader", "Scan", "ScanHeader", "Slab", "Voxels"]
 
 Voxels = NDArray[Any]
 
@@ -46,7 +47,7 @@ class ScanHeader:
 
 
 class Slab(NamedTuple):
-    """Planes `start ... start + len(voxels)` along z of one frame; voxels (d, y, x), of the header's dtype."""
+    """Planes `start ... start + len(voxels)` along z of a frame; voxels (d, y, x) of the header's dtype."""
 
     frame: int
     start: int
