@@ -1,4 +1,4 @@
-"""Where voxels are: shape, spacing, the affine from voxel indices to RAS+ millimetres, and the fourth axis."""
+"""Where voxels are: shape, spacing, the affine from indices to RAS+ millimetres, and the fourth axis."""
 
 from __future__ import annotations
 
