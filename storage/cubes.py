@@ -17,6 +17,7 @@ import numpy as np
 import zarr
 from dask.base import compute
 from dask.delayed import delayed
+from dask.threaded import get as threaded_get
 from numpy.typing import NDArray
 
 from storage.chunks import ChunkReader, Index, ReadCounts
@@ -176,7 +177,7 @@ class CubeReader:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._workers)
         tasks = [delayed(fill, pure=False)(reader, plan, group, out) for group in groups]
-        compute(*tasks, scheduler="threads", pool=self._pool, traverse=False)
+        compute(*tasks, scheduler=threaded_get, pool=self._pool, traverse=False)
 
     def _read_by_cluster(self, plan: ReadPlan, out: Array) -> None:
         from distributed import Client  # noqa: PLC0415 - slow to import, and only used with a cluster
