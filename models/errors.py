@@ -1,9 +1,12 @@
-"""What can go wrong in the mathematics. Each error names the bond, the voxel or the limit, with a stable `code`.
+"""What can go wrong in the mathematics. Errors name the bond, the voxel or the limit, with a stable `code`.
 
-    ModelError
-    ├── InvalidShape        a mode, rank or array that the method cannot take
-    ├── NonFiniteSample     a sampled value is NaN or infinite
-    └── SourceFailed        a source of cubes broke off or returned the wrong shape
+ModelError
+├── InvalidShape        a mode, rank or array that the method cannot take
+├── InvalidConfig       a setting outside of what the method takes
+├── NonFiniteSample     a sampled value is NaN or infinite
+├── SampleOutOfRange    a sampled value lies outside of the range that was stated for it
+├── SingularCross       the samples at a bond do not determine the tensor
+└── SourceFailed        a source of cubes broke off or returned the wrong shape
 """
 
 from __future__ import annotations
@@ -28,17 +31,42 @@ class InvalidShape(ModelError):
     code = "invalid-shape"
 
 
+class InvalidConfig(ModelError):
+    """A setting outside of what the method takes. `setting` is its name."""
+
+    code = "invalid-config"
+
+    def __init__(self, setting: str, value: object, allowed: str) -> None:
+        super().__init__(f"{setting} = {value!r}: must be {allowed}")
+        self.setting, self.value, self.allowed = setting, value, allowed
+
+
 class NonFiniteSample(ModelError):
     """A sampled value is NaN or infinite. `voxel` is `(z, y, x)`."""
 
     code = "non-finite-sample"
 
     def __init__(self, voxel: tuple[int, ...], value: float) -> None:
-        super().__init__(f"the value sampled at voxel {voxel} is {value}; the source must be finite everywhere")
+        super().__init__(
+            f"the value sampled at voxel {voxel} is {value}; the source must be finite everywhere"
+        )
         self.voxel, self.value = voxel, value
 
 
+class SampleOutOfRange(ModelError):
+    """A sampled value lies outside of the range [low, high] that bounds rest on. `voxel` is `(z, y, x)`."""
+
+    code = "sample-out-of-range"
+
+    def __init__(self, voxel: tuple[int, ...], value: float, low: float, high: float) -> None:
+        super().__init__(
+            f"the value {value} sampled at voxel {voxel} is outside of [{low}, {high}]; "
+            "the intensity statistics are not those of this scan"
+        )
+        self.voxel, self.value, self.low, self.high = voxel, value, low, high
+
+
 class SourceFailed(ModelError):
-    """A source of cubes broke off or returned the wrong shape."""
+    """A source of cubes broke off or returned the wrong shape. `__cause__` is the source's own error."""
 
     code = "source-failed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,6 +10,9 @@ from numpy.typing import NDArray
 
 Int64 = NDArray[np.int64]
 Array = NDArray[Any]
+
+Report = Callable[[str, int, int | None], None]
+"""Called between steps with (phase, done, total where known). May raise: that is how work is cancelled."""
 
 
 class CubeSource(Protocol):
@@ -27,4 +31,4 @@ class CubeSource(Protocol):
         """Values per voxel."""
 
     def cubes(self, origins: Int64, size: int) -> Array:
-        """The cubes whose lowest corners are `origins` (n, 3) in (z, y, x): (n, channels, size, size, size)."""
+        """Cubes with the lowest corners `origins` (n, 3) in (z, y, x): (n, channels, size, size, size)."""

@@ -1,0 +1,177 @@
+"""What is computed from the cube around a voxel: the tensor's entries E(z, y, x, feature).
+
+A new encoder is one class here and one line in `ENCODERS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+
+from models.errors import InvalidConfig, InvalidShape
+
+HIDDEN_CHANNELS = (5, 15, 25)
+KERNEL = 3
+RECEPTIVE_FIELD = 1 + (KERNEL - 1) * (len(HIDDEN_CHANNELS) + 1)
+
+
+@dataclass(frozen=True)
+class IntensityStatistics:
+    """Of all intensities of a scan, over all its channels. Raises InvalidConfig for what no scan can have."""
+
+    minimum: float
+    maximum: float
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not math.isfinite(value):
+                raise InvalidConfig(f"statistics.{name}", value, "finite")
+        if self.minimum > self.maximum:
+            raise InvalidConfig("statistics.minimum", self.minimum, f"at most the maximum, {self.maximum}")
+        if self.std < 0:
+            raise InvalidConfig("statistics.std", self.std, "at least 0")
+
+
+class Encoder(Protocol):
+    """A function of cubes, with what is known of it beforehand."""
+
+    @property
+    def cube_size(self) -> int:
+        """Edge of the cubes that it takes, in voxels; odd: the voxel encoded is in the middle."""
+
+    @property
+    def features(self) -> int:
+        """Values per voxel."""
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """No value is below the first or above the second, whatever the cube."""
+
+    @property
+    def rank_tolerance(self) -> float:
+        """Singular values of its samples below this times the largest are rounding errors."""
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory that encoding takes, per cube."""
+
+    def __call__(self, cubes: Float64[Tensor, "n c d d d"]) -> Float[Tensor, "n f"]:
+        """Features of cubes of raw intensities."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Standardised intensities, (value - mean) / std; zeros where the scan is constant. One per channel."""
+
+    features: int
+    statistics: IntensityStatistics
+    cube_size: int = 1
+    rank_tolerance: float = 1e-12
+    scratch_bytes: int = 16
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """The scan's minimum and maximum, standardised."""
+        low, high = self._standardised(
+            torch.tensor([self.statistics.minimum, self.statistics.maximum], dtype=torch.float64)
+        ).tolist()
+        return low, high
+
+    def __call__(self, cubes: Float64[Tensor, "n c 1 1 1"]) -> Float64[Tensor, "n c"]:
+        """One voxel in, its channels out."""
+        return self._standardised(cubes.reshape(len(cubes), self.features))
+
+    def _standardised(self, values: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
+        if self.statistics.std == 0:
+            return torch.zeros_like(values)
+        return (values - self.statistics.mean) / self.statistics.std
+
+
+class CpicEncoder(nn.Module):
+    """The paper's network: four 3^3 convolutions without padding, ReLU between them, a sigmoid at the end.
+
+    Takes cubes of 9^3 voxels in float32, scaled to [0, 1] per scan. Weights are drawn from `seed` alone (He
+    normal, biases zero): torch's own random state is neither read nor changed.
+    """
+
+    def __init__(self, channels: int, features: int, seed: int) -> None:
+        super().__init__()
+        widths = (channels, *HIDDEN_CHANNELS, features)
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers.append(_empty_conv(before, after))
+            layers.append(nn.ReLU())
+        self.layers = nn.Sequential(*layers[:-1], nn.Sigmoid())
+        generator = torch.Generator().manual_seed(seed)
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv3d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, cubes: Float[Tensor, "n c 9 9 9"]) -> Float[Tensor, "n f"]:
+        """Features of each cube. Raises InvalidShape for cubes of another size than the receptive field."""
+        if cubes.shape[2:] != (RECEPTIVE_FIELD,) * 3:
+            raise InvalidShape(
+                f"the encoder's receptive field is {RECEPTIVE_FIELD}^3, not {tuple(cubes.shape[2:])}"
+            )
+        return self.layers(cubes).flatten(1)  # type: ignore[no-any-return]
+
+
+def _empty_conv(before: int, after: int) -> nn.Conv3d:
+    """A convolution whose weights are still to be drawn: torch's way would draw from its global state."""
+    conv: nn.Conv3d = nn.utils.skip_init(nn.Conv3d, before, after, KERNEL)  # type: ignore[no-untyped-call]
+    return conv
+
+
+@dataclass(frozen=True, eq=False)
+class ScaledCpic:
+    """The paper's network on one scan's intensities, scaled to [0, 1]; a constant scan becomes zeros."""
+
+    network: CpicEncoder
+    features: int
+    statistics: IntensityStatistics
+    cube_size: int = RECEPTIVE_FIELD
+    value_range: tuple[float, float] = (0.0, 1.0)
+    rank_tolerance: float = 1e-6
+    scratch_bytes: int = 64 << 10
+
+    @torch.no_grad()
+    def __call__(self, cubes: Float64[Tensor, "n c 9 9 9"]) -> Float[Tensor, "n f"]:
+        """Scale, and run the network in float32."""
+        span = self.statistics.maximum - self.statistics.minimum
+        scaled = (cubes - self.statistics.minimum) / (span or 1.0)
+        return self.network(scaled.float())  # type: ignore[no-any-return]
+
+
+MakeEncoder = Callable[[int, int, int, IntensityStatistics, torch.device], Encoder]
+"""(channels, features asked for, seed, statistics, device) to the encoder of one scan."""
+
+
+def identity(
+    channels: int, features: int, seed: int, statistics: IntensityStatistics, device: torch.device
+) -> Identity:
+    """Standardised intensities: one feature per channel, whatever number was asked for."""
+    return Identity(channels, statistics)
+
+
+def random_cpic(
+    channels: int, features: int, seed: int, statistics: IntensityStatistics, device: torch.device
+) -> ScaledCpic:
+    """The paper's network with seeded random weights."""
+    network = CpicEncoder(channels, features, seed).to(device).eval()
+    return ScaledCpic(network, features, statistics)
+
+
+ENCODERS: dict[str, MakeEncoder] = {
+    "identity": identity,
+    "random_cpic": random_cpic,
+}

@@ -1,0 +1,1 @@
+"""Tensor trains: cores and their algebra, rounding, maximal volumes, and index arithmetic."""

@@ -1,0 +1,69 @@
+"""TT-SVD and rounding (Oseledets 2011, Algorithms 1 and 2): quasi-optimal trains of low rank."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from models.errors import InvalidShape
+from models.tt.train import TensorTrain
+
+Matrix = Float64[Tensor, "m n"]
+
+
+def tt_svd(tensor: Float64[Tensor, "..."], *, max_rank: int | None = None, eps: float = 0.0) -> TensorTrain:
+    """Oseledets (2011), Algorithm 1: the train of a dense tensor by successive truncated SVDs.
+
+    Without a rank cap the Frobenius error is at most `eps` times the tensor's norm (Theorem 2.2); with
+    one, it is at most the root of the sum of squares of what each bond cuts off.
+    """
+    modes = tuple(tensor.shape)
+    delta = _per_bond(eps, len(modes), float(torch.linalg.vector_norm(tensor)))
+    cores, rank, rest = [], 1, tensor.to(torch.float64)
+    for n in modes[:-1]:
+        basis, rest = truncated_svd(rest.reshape(rank * n, -1), delta, max_rank)
+        cores.append(basis.reshape(rank, n, -1))
+        rank = basis.shape[1]
+    return TensorTrain((*cores, rest.reshape(rank, modes[-1], 1)))
+
+
+def rounded(train: TensorTrain, *, max_rank: int | None = None, eps: float = 0.0) -> TensorTrain:
+    """Oseledets (2011), Algorithm 2: the same tensor with smaller ranks; error bounds as for `tt_svd`."""
+    cores = list(right_orthogonal(train).cores)
+    delta = _per_bond(eps, len(cores), float(torch.linalg.vector_norm(cores[0])))
+    for k in range(len(cores) - 1):
+        r, n, _ = cores[k].shape
+        basis, carry = truncated_svd(cores[k].reshape(r * n, -1), delta, max_rank)
+        cores[k] = basis.reshape(r, n, -1)
+        cores[k + 1] = torch.einsum("ab,bnc->anc", carry, cores[k + 1])
+    return TensorTrain(tuple(cores))
+
+
+def right_orthogonal(train: TensorTrain) -> TensorTrain:
+    """The same tensor with C_k C_k^T = I for the unfoldings (r, n r') of all cores but the first."""
+    cores = list(train.cores)
+    for k in range(len(cores) - 1, 0, -1):
+        r, n, right = cores[k].shape
+        q, carry = torch.linalg.qr(cores[k].reshape(r, n * right).T)
+        cores[k] = q.T.reshape(-1, n, right)
+        cores[k - 1] = torch.einsum("anb,cb->anc", cores[k - 1], carry)
+    return TensorTrain(tuple(cores))
+
+
+def truncated_svd(matrix: Matrix, delta: float, max_rank: int | None) -> tuple[Matrix, Matrix]:
+    """(U, S V^T) of the smallest rank that leaves at most `delta` out, and of `max_rank` at most."""
+    if max_rank is not None and max_rank < 1:
+        raise InvalidShape(f"a rank cap must be at least 1, not {max_rank}")
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    left_out = s.flip(0).square().cumsum(0).sqrt().flip(0)  # [k]: the norm of everything from k on
+    rank = max(1, int((left_out > delta).sum()))
+    rank = min(rank, max_rank or rank)
+    return u[:, :rank], s[:rank, None] * vh[:rank]
+
+
+def _per_bond(eps: float, dimensions: int, norm: float) -> float:
+    """The share of the error that one of the d - 1 bonds may make."""
+    return eps * norm / math.sqrt(max(dimensions - 1, 1))
