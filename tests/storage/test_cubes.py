@@ -207,7 +207,12 @@ def test_a_dask_cluster_reads_the_same(tmp_path: Path, voxels: NDArray[Any]) -> 
     array = make(tmp_path / "a", "sharded", voxels)
     origins = np.random.default_rng(5).integers(-5, 45, (50, 3))
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, host="127.0.0.1", protocol="tcp"
+        n_workers=1,
+        threads_per_worker=2,
+        processes=False,
+        dashboard_address=None,
+        host="127.0.0.1",
+        protocol="tcp",
     ) as cluster:
         reader = CubeReader(array, scheduler=cluster.scheduler_address, padding=1)
         np.testing.assert_array_equal(reader.cubes(origins, 9), expected(voxels, origins, 9, 1))
