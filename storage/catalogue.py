@@ -58,9 +58,16 @@ RETRY_PAUSE_S = 5.0
 LONGEST_RING_PAUSE_S = 600.0
 SWEEP_LIMIT = 1000
 
-QUEUED_NOW: Mapping[str, Any] = {"state": JobState.QUEUED, "rung_at": None, "rings": 0, "not_before": None}
+QUEUED_NOW: Mapping[str, Any] = {
+    "state": JobState.QUEUED,
+    "progress": None,
+    "worker": None,
+    "lease_until": None,
+    "not_before": None,
+    "rung_at": None,
+    "rings": 0,
+}
 """What a job that may run at once looks like: the next sweep rings for it."""
-RELEASED: Mapping[str, Any] = {"worker": None, "lease_until": None}
 
 
 class Catalogue:
@@ -312,7 +319,7 @@ class Catalogue:
                 ended_at=now(),
                 result=dict(result),
                 artifacts=[asdict(artifact) for artifact in artifacts],
-                **RELEASED,
+                lease_until=None,
             )
             if not finished:
                 raise _refusal(connection, job_id, attempt)
@@ -480,11 +487,11 @@ def _waiting_for(job_id: str) -> list[ColumnElement[bool]]:
 
 
 def _failed(error: Mapping[str, Any]) -> dict[str, Any]:
-    return {"state": JobState.FAILED, "ended_at": now(), "error": dict(error), **RELEASED}
+    return {"state": JobState.FAILED, "ended_at": now(), "error": dict(error), "lease_until": None}
 
 
 def _cancelled() -> dict[str, Any]:
-    return {"state": JobState.CANCELLED, "ended_at": now(), **RELEASED}
+    return {"state": JobState.CANCELLED, "ended_at": now(), "lease_until": None}
 
 
 def _retry(connection: Connection, job_id: str, attempt: int, pause_s: float) -> list[Job]:
@@ -493,8 +500,7 @@ def _retry(connection: Connection, job_id: str, attempt: int, pause_s: float) ->
         connection,
         *_owned(job_id, attempt, JobState.RUNNING),
         jobs.c.attempt < jobs.c.max_attempts,
-        progress=None,
-        **{**QUEUED_NOW, **RELEASED, "not_before": now() + pause_s},
+        **{**QUEUED_NOW, "not_before": now() + pause_s},
     )
 
 
@@ -545,7 +551,7 @@ def _take_back(connection: Connection) -> None:
     ended += _change_jobs(connection, *lost, running, last, **_failed(error))
     for job in ended:
         _release_dependents(connection, job)
-    _change_jobs(connection, *lost, running, progress=None, **QUEUED_NOW, **RELEASED)
+    _change_jobs(connection, *lost, running, **QUEUED_NOW)
 
 
 def _lock_ids(connection: Connection, where: Iterable[ColumnElement[bool]]) -> list[str]:

@@ -52,7 +52,7 @@ def test_finish_publishes(catalogue: Catalogue) -> None:
     done = catalogue.finish(job.id, 1, {"value": 1 / 3}, artifacts=[ARTIFACT])
     assert done == catalogue.job(job.id)
     assert (done.state, done.result, done.artifacts) == (JobState.SUCCEEDED, {"value": 1 / 3}, (ARTIFACT,))
-    assert done.lease_until is None
+    assert (done.worker, done.lease_until) == ("worker-1", None)
     assert done.ended_at is not None
 
 

@@ -1,0 +1,78 @@
+"""Which files belong to nobody, by the word of the catalogue, and their removal.
+
+Attempts that died leave files behind, and nothing refers to them: only a row makes a folder a volume or an
+artifact. Removal is safe at any time, from any process, and twice.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from storage.catalogue import INGEST, Catalogue
+from storage.errors import MissingVolume
+from storage.jobs import OWNED, Job, JobState
+
+ABANDONED_S = 86_400.0
+"""An upload that no volume knows is taken for one on its way until it is this old."""
+RECENT = 200
+
+
+def store_key(volume_id: str, attempt: int) -> str:
+    """Where an attempt of an ingest writes its volume, below the data root."""
+    return f"volumes/{volume_id}/{attempt}.zarr"
+
+
+def upload_path(data_root: Path, volume_id: str) -> Path:
+    """Where a volume's upload lies until its ingest has ended."""
+    return data_root / "uploads" / volume_id
+
+
+def tidy_job(data_root: Path, job: Job) -> None:
+    """Remove what earlier, failed or lost attempts of a job wrote; an ended ingest's upload too."""
+    for folder in _attempts(data_root / "artifacts" / job.id, r"(\d+)", job):
+        shutil.rmtree(folder, ignore_errors=True)
+    if job.kind == INGEST and job.volume_id is not None:
+        for folder in _attempts(data_root / "volumes" / job.volume_id, r"(\d+)\.zarr", job):
+            shutil.rmtree(folder, ignore_errors=True)
+        if job.state.terminal:
+            upload_path(data_root, job.volume_id).unlink(missing_ok=True)
+
+
+def tidy(data_root: Path, catalogue: Catalogue) -> None:
+    """Remove what lost workers left: of recent jobs without a result, and of uploads that nobody awaits."""
+    for state in (JobState.FAILED, JobState.CANCELLED):
+        for job in catalogue.jobs(state=state, limit=RECENT):
+            tidy_job(data_root, job)
+    for upload in _files(data_root / "uploads"):
+        try:
+            ingest = catalogue.volume(upload.name).ingest_job
+        except MissingVolume:
+            if time.time() - upload.stat().st_mtime > ABANDONED_S:
+                upload.unlink(missing_ok=True)
+        else:
+            tidy_job(data_root, catalogue.job(ingest))
+
+
+def _attempts(folder: Path, pattern: str, job: Job) -> Iterator[Path]:
+    """The folders of attempts that can no longer publish and have not published."""
+    for path in _files(folder):
+        match = re.fullmatch(pattern, path.name)
+        if match and _is_over(int(match[1]), job):
+            yield path
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _is_over(attempt: int, job: Job) -> bool:
+    """A later attempt than the row's may have begun since the row was read: it is never over."""
+    if attempt == job.attempt:
+        return job.state is not JobState.SUCCEEDED and job.state not in OWNED
+    return attempt < job.attempt
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []

@@ -1,0 +1,99 @@
+"""What a kind of job is. A new kind is one file beside this one and one line in `KINDS`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from storage.errors import InvalidParameters
+from storage.jobs import Artifact, JobKind, Queue
+from storage.records import StoredVolume
+from workers.context import JobContext
+
+
+class Parameters(BaseModel):
+    """Base of all parameters: unknown names are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Result(BaseModel):
+    """Base of all results: finite JSON, or it is not published."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+P = TypeVar("P", bound=Parameters)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job made. `volume` and `store` (its path below the data root) are for ingests only."""
+
+    result: Result
+    artifacts: tuple[Artifact, ...] = ()
+    volume: StoredVolume | None = None
+    store: str | None = None
+
+
+class Kind(ABC, Generic[P]):
+    """One kind of job: what it takes, what it gives, and how. Holds no state between jobs."""
+
+    name: ClassVar[str]
+    version: ClassVar[str]
+    title: ClassVar[str]
+    description: ClassVar[str]
+    queue: ClassVar[Queue] = Queue.BATCH
+    needs_volume: ClassVar[bool] = True
+    internal: ClassVar[bool] = False
+    parameters: type[P]
+    result: ClassVar[type[Result]]
+
+    @abstractmethod
+    def memory_bytes(self, context: JobContext, parameters: P) -> int:
+        """About how much memory the job will need, from what is known before it starts.
+
+        Raises VolumeNotReady where that depends on a volume that is not there.
+        """
+
+    @abstractmethod
+    def run(self, context: JobContext, parameters: P) -> Outcome:
+        """Do the work. Raises a StorageError or a ModelError for what is not its own fault.
+
+        Calls `context.report` often: what that raises ends the job.
+        """
+
+    def parse(self, parameters: Mapping[str, Any]) -> P:
+        """The parameters, checked. Raises InvalidParameters with a JSON pointer for each problem."""
+        try:
+            return self.parameters.model_validate(dict(parameters))
+        except ValidationError as error:
+            raise InvalidParameters(
+                [(_pointer(problem["loc"]), problem["msg"]) for problem in error.errors()]
+            ) from None
+
+    def announcement(self) -> JobKind:
+        """The kind as the catalogue and the web know it."""
+        return JobKind(
+            name=self.name,
+            version=self.version,
+            title=self.title,
+            description=self.description,
+            queue=self.queue,
+            parameters_schema=self.parameters.model_json_schema(),
+            result_schema=self.result.model_json_schema(mode="serialization"),
+            needs_volume=self.needs_volume,
+            internal=self.internal,
+        )
+
+
+AnyKind = Kind[Any]
+
+
+def _pointer(location: tuple[int | str, ...]) -> str:
+    """RFC 6901."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)

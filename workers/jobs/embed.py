@@ -1,0 +1,222 @@
+"""`embed`: a volume becomes a tensor train, by C-PIC's cross-approximation of its encoded cubes."""
+
+from __future__ import annotations
+
+import platform
+import time
+from importlib.metadata import version
+from math import prod
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from models.cpic.embed import EmbedConfig, Embedding, embed, estimate
+from models.cpic.encoder import ENCODERS, IntensityStatistics
+from models.tt.qtt import LAYOUTS, ORDERS
+from models.types import Array, Int64
+from storage.cubes import CubeReader, ReadPlan
+from storage.jobs import Artifact, Progress
+from storage.layout import SAMPLING
+from storage.records import Statistics, StoredVolume
+from storage.volume import Volume
+from workers.context import JobContext
+from workers.jobs.base import Kind, Outcome, Parameters, Result
+from workers.memory import peak_bytes
+
+CORES = "cores.safetensors"
+PACKAGES = ("tomotrain", "numpy", "torch", "zarr")
+
+
+def choices(table: Any) -> dict[str, Any]:
+    """The names in a table, as JSON Schema shows them; the table's owner refuses all others."""
+    return {"enum": list(table)}
+
+
+class EmbedParameters(Parameters):
+    """How to embed; see `models.cpic.embed.EmbedConfig`."""
+
+    encoder: str = Field(
+        "random_cpic",
+        json_schema_extra=choices(ENCODERS),
+        description="what is computed from the cube around a voxel",
+    )
+    n_dim: int = Field(16, ge=1, le=1024, description="features per voxel (identity: one per channel)")
+    layout: str = Field("qtt", json_schema_extra=choices(LAYOUTS), description="modes of the tensor train")
+    order: str = Field("sequential", json_schema_extra=choices(ORDERS), description="order of qtt's modes")
+    rank: int = Field(10, ge=1, le=512, description="highest rank of a bond")
+    sweeps: int = Field(2, ge=1, le=20, description="sweeps of the cross-approximation")
+    held_out: int = Field(1000, ge=4, le=1_000_000, description="voxels that the certificate is measured on")
+    confidence: float = Field(0.95, gt=0, lt=1, description="of the certificate's bounds")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="of every random choice: same seed, same cores")
+
+
+class EmbedResult(Result):
+    """What was found, and what that took."""
+
+    shape: list[int] = Field(description="voxels, (z, y, x)")
+    channels: int
+    spacing_mm: list[float] | None = Field(description="(z, y, x); null where the scan does not say")
+    samples: int = Field(description="tensor entries looked at in all sweeps, with repetition")
+    unique_samples: int
+    unique_cubes: int = Field(description="distinct cubes encoded in all sweeps, without the held-out ones")
+    cubes_read: int = Field(description="cubes read in all, the certificate's held-out ones among them")
+    cube_size: int = Field(description="edge of a cube, in voxels")
+    share_read: float = Field(description="voxels in the union of all cubes over voxels of the volume")
+    chunks_read: int | None = Field(description="chunks decoded; null where a Dask cluster read them")
+    chunk_share_read: float | None = Field(
+        description="chunks decoded over chunks of level 0; above 1 when the cache was too small"
+    )
+    bytes_read: int | None = Field(description="compressed bytes fetched from the store")
+    ranks: list[int] = Field(description="of the inner bonds")
+    certificate: dict[str, Any] = Field(description="errors on held-out cubes, with bounds")
+    seconds: float
+    peak_memory_bytes: int = Field(description="most resident memory of the job's process")
+    volume_digest: str
+    cores_digest: str = Field(description=f"sha-256 of the artifact {CORES}")
+    packages: dict[str, str]
+    seed: int
+    device: str
+
+
+class Embed(Kind[EmbedParameters]):
+    """C-PIC's forward pass: sample, interpolate, certify."""
+
+    name = "embed"
+    version = "1"
+    title = "Embed"
+    description = (
+        "Approximates the features of all voxels by a tensor train that looks at few cubes of the volume, "
+        "and measures its error on cubes that were not used."
+    )
+    parameters = EmbedParameters
+    result: ClassVar[type[Result]] = EmbedResult
+
+    def memory_bytes(self, context: JobContext, parameters: EmbedParameters) -> int:
+        """What the method needs, the cache of decoded chunks, and the chunks in flight."""
+        stored = context.stored
+        needed = estimate(stored.grid.shape, channels_of(stored), config_of(parameters)).memory_bytes
+        return needed + min(context.settings.cache_bytes, level_bytes(stored))
+
+    def run(self, context: JobContext, parameters: EmbedParameters) -> Outcome:
+        """Embed the volume and write the cores. Raises CorruptVolume and all that `embed` raises."""
+        began = time.perf_counter()
+        volume = context.volume()
+        reader = volume.cube_reader(
+            cache_bytes=context.settings.cache_bytes, scheduler=context.settings.dask_scheduler
+        )
+        try:
+            source = RecordedCubes(reader)
+            embedding = embed(
+                source,
+                config_of(parameters),
+                intensities(volume.stored.statistics),
+                device=context.device,
+                report=lambda phase, done, total: context.report(Progress(phase, done, total)),
+            )
+        finally:
+            reader.close()
+        manifest = {**embedding.manifest(), "volume_digest": volume.stored.digest}
+        cores = context.artifacts.write_tensors(CORES, embedding.tensors(), manifest)
+        seconds = time.perf_counter() - began
+        return Outcome(_result(context, volume, source, embedding, cores, seconds), (cores,))
+
+
+class RecordedCubes:
+    """A reader that remembers which cubes it gave; fits `models.types.CubeSource`."""
+
+    def __init__(self, reader: CubeReader) -> None:
+        self.reader = reader
+        self.size = 0
+        self._origins: list[Int64] = []
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(z, y, x)."""
+        return self.reader.shape
+
+    @property
+    def channels(self) -> int:
+        """Values per voxel."""
+        return self.reader.channels
+
+    def cubes(self, origins: Int64, size: int) -> Array:
+        """As the reader gives them."""
+        self.size = size
+        self._origins.append(np.array(origins, np.int64))
+        return self.reader.cubes(origins, size)
+
+    def covered_voxels(self) -> int:
+        """How many voxels of the volume lie in at least one of the cubes; exact, one chunk in memory."""
+        if not self._origins:
+            return 0
+        plan = ReadPlan.of(np.concatenate(self._origins), self.size, self.shape, SAMPLING.chunk)
+        return sum(_covered(plan, chunk) for chunk in range(len(plan.chunks)))
+
+
+def _covered(plan: ReadPlan, chunk: int) -> int:
+    seen = np.zeros(SAMPLING.chunk, bool)
+    for piece in plan.pieces(chunk):
+        seen[piece.source] = True
+    return int(seen.sum())
+
+
+def config_of(parameters: EmbedParameters) -> EmbedConfig:
+    """The method's settings. Raises InvalidConfig, naming the one that it refuses."""
+    return EmbedConfig(**parameters.model_dump())
+
+
+def intensities(statistics: Statistics) -> IntensityStatistics:
+    """The scan's statistics, in the method's words."""
+    return IntensityStatistics(statistics.minimum, statistics.maximum, statistics.mean, statistics.std)
+
+
+def channels_of(stored: StoredVolume) -> int:
+    """Values per voxel: the length of the leading axis, if there is one."""
+    return prod(stored.array_shape[:-3])
+
+
+def level_bytes(stored: StoredVolume) -> int:
+    """Level 0, decoded."""
+    return prod(stored.array_shape) * np.dtype(stored.dtype).itemsize
+
+
+def chunks_of(stored: StoredVolume) -> int:
+    """Chunks of level 0."""
+    grid = (-(-size // edge) for size, edge in zip(stored.grid.shape, SAMPLING.chunk, strict=True))
+    return channels_of(stored) * prod(grid)
+
+
+def _result(
+    context: JobContext,
+    volume: Volume,
+    source: RecordedCubes,
+    embedding: Embedding,
+    cores: Artifact,
+    seconds: float,
+) -> EmbedResult:
+    stored, counts = volume.stored, source.reader.counts
+    local = context.settings.dask_scheduler == "threads"
+    return EmbedResult(
+        shape=list(stored.grid.shape),
+        channels=source.channels,
+        spacing_mm=None if stored.grid.spacing is None else list(stored.grid.spacing),
+        samples=embedding.all_sweeps.samples,
+        unique_samples=embedding.all_sweeps.unique_samples,
+        unique_cubes=embedding.all_sweeps.unique_cubes,
+        cubes_read=counts.cubes,
+        cube_size=source.size,
+        share_read=source.covered_voxels() / stored.grid.voxels,
+        chunks_read=counts.chunks if local else None,
+        chunk_share_read=counts.chunks / chunks_of(stored) if local else None,
+        bytes_read=counts.bytes if local else None,
+        ranks=list(embedding.ranks),
+        certificate=embedding.certificate.to_json(),
+        seconds=seconds,
+        peak_memory_bytes=peak_bytes(),
+        volume_digest=stored.digest,
+        cores_digest=cores.sha256,
+        packages={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        seed=embedding.config.seed,
+        device=context.device,
+    )

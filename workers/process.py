@@ -1,0 +1,60 @@
+"""What the process that runs jobs owns: catalogue, runner and presence. Made after the fork."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+from storage.catalogue import Catalogue
+from storage.errors import CatalogueUnavailable
+from storage.tidy import tidy
+from workers.device import resolve_device
+from workers.jobs.base import AnyKind
+from workers.presence import Presence
+from workers.runner import Runner
+from workers.settings import WorkerSettings
+
+log = logging.getLogger("tomotrain.workers")
+
+PATIENCE_S = 60.0
+"""How long a starting worker waits for its database."""
+PAUSE_S = 1.0
+
+
+class WorkerProcess:
+    """One process that runs one job at a time. Raises CatalogueUnavailable when the database stays away."""
+
+    def __init__(self, settings: WorkerSettings, kinds: Sequence[AnyKind], name: str) -> None:
+        self.catalogue = _open_patiently(settings.catalogue_url)
+        device = resolve_device(settings.device)
+        announcements = [kind.announcement() for kind in kinds]
+        self._runner = Runner(self.catalogue, kinds, settings, worker=name, device=device)
+        self._presence = Presence(self.catalogue, name, announcements, device, every_s=settings.presence_s)
+        tidy(settings.data_root, self.catalogue)
+        self._presence.start()
+        log.info("worker %s runs %s on %s", name, ", ".join(kind.name for kind in kinds), device)
+
+    def run(self, job_id: str) -> None:
+        """Run a job, if it is to be had; whatever happens is in the catalogue or in the log."""
+        try:
+            self._runner.run(job_id)
+        except CatalogueUnavailable:
+            log.exception("job %s is left to its lease: the catalogue does not answer", job_id)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._presence.stop()
+        self.catalogue.close()
+
+
+def _open_patiently(url: str) -> Catalogue:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return Catalogue.open(url)
+        except CatalogueUnavailable:
+            if time.monotonic() > deadline:
+                raise
+            log.warning("the catalogue does not answer yet")
+            time.sleep(PAUSE_S)

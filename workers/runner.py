@@ -1,0 +1,98 @@
+"""Runs one job: claim, check the budget, compute under a lease, publish or give up. Knows no Celery."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from storage.catalogue import Catalogue
+from storage.errors import CatalogueUnavailable, CorruptVolume, JobCancelled, LeaseLost, UnknownKind
+from storage.jobs import Job
+from storage.tidy import tidy_job
+from workers.context import JobContext
+from workers.failures import cause_of, error_record
+from workers.jobs.base import AnyKind
+from workers.lease import Lease
+from workers.memory import default_budget, reset_peak
+from workers.settings import WorkerSettings
+
+log = logging.getLogger("tomotrain.workers")
+
+
+class Runner:
+    """Runs jobs of the given kinds as the worker `worker`, one at a time."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        kinds: Iterable[AnyKind],
+        settings: WorkerSettings,
+        *,
+        worker: str,
+        device: str,
+    ) -> None:
+        self._catalogue, self._settings = catalogue, settings
+        self._kinds = {kind.name: kind for kind in kinds}
+        self._worker, self._device = worker, device
+        self._memory_budget = settings.memory_budget_bytes or default_budget()
+
+    def run(self, job_id: str) -> Job | None:
+        """Run the job if it is to be had, to whatever end; the job as it is then.
+
+        None when another worker has it, or had it before the end. Raises CatalogueUnavailable only.
+        """
+        job = self._catalogue.claim(job_id, self._worker, self._settings.lease_s)
+        if job is None:
+            return None
+        log.info("job %s (%s), attempt %d: begins", job.id, job.kind, job.attempt)
+        tidy_job(self._settings.data_root, job)
+        try:
+            ended: Job | None = self._complete(job)
+        except CatalogueUnavailable:
+            raise  # whether the result was published is unknown: the next attempt will see
+        except Exception as error:
+            ended = self._give_up(job, cause_of(error))
+        tidy_job(self._settings.data_root, self._catalogue.job(job.id))
+        log.info("job %s: %s", job.id, ended.state if ended else "lost to another worker")
+        return ended
+
+    def _complete(self, job: Job) -> Job:
+        """Compute and publish."""
+        kind = self._kind(job)
+        record = None if job.volume_id is None else self._catalogue.volume(job.volume_id)
+        with Lease(self._catalogue, job, self._settings.lease_s) as lease:
+            context = JobContext(job, record, self._settings, self._device, self._memory_budget, lease.report)
+            parameters = kind.parse(job.parameters)
+            context.require_memory(kind.memory_bytes(context, parameters))
+            reset_peak()
+            outcome = kind.run(context, parameters)
+        return self._catalogue.finish(
+            job.id,
+            job.attempt,
+            outcome.result.model_dump(mode="json"),
+            artifacts=outcome.artifacts,
+            volume=outcome.volume,
+            store=outcome.store,
+        )
+
+    def _kind(self, job: Job) -> AnyKind:
+        if job.kind not in self._kinds:
+            raise UnknownKind(job.kind, sorted(self._kinds))
+        return self._kinds[job.kind]
+
+    def _give_up(self, job: Job, error: BaseException) -> Job | None:
+        """Say why there is no result, if this attempt still has a say."""
+        try:
+            if isinstance(error, LeaseLost):
+                return None
+            if isinstance(error, JobCancelled):
+                return self._catalogue.cancelled(job.id, job.attempt)
+            record = error_record(error)
+            log.warning("job %s: %s", job.id, record["code"], exc_info=error)
+            if isinstance(error, CorruptVolume) and job.volume_id is not None:
+                self._catalogue.quarantine(job.volume_id, record)
+            return self._catalogue.fail(
+                job.id, job.attempt, record, retry_pause_s=self._settings.retry_pause_s
+            )
+        except LeaseLost:
+            return None
