@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from service.errors import plain, recorded_problem
 from storage.jobs import Artifact, Job, JobKind, JobState
+from storage.layout import plan_levels
 from storage.records import StoredVolume, VolumeRecord, VolumeState
 
 
@@ -72,6 +73,7 @@ class VolumeView(Wire):
     frame_step_s: float | None = None
     dtype: str | None = None
     levels: int | None = Field(None, description="levels of the pyramid; level 0 is the full resolution")
+    level_shapes: list[list[int]] | None = Field(None, description="voxels (z, y, x) of each level")
     digest: str | None = Field(None, description="root digest of the chunk manifest")
     statistics: StatisticsView | None = None
     stored_bytes: int | None = None
@@ -248,7 +250,8 @@ def _volume_links(address: str, record: VolumeRecord) -> dict[str, str]:
 def _stored_facts(stored: StoredVolume) -> dict[str, Any]:
     document = plain(stored.to_json())
     grid = document.pop("grid")
-    return {**document, **grid, "orientation": stored.grid.orientation}
+    shapes = [list(level.shape) for level in plan_levels(stored.grid)]
+    return {**document, **grid, "orientation": stored.grid.orientation, "level_shapes": shapes}
 
 
 def job_view(job: Job) -> JobView:

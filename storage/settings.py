@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tempfile
 from pathlib import Path
+from urllib.parse import quote
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+SUN_PATH_BYTES = 100
 
 
 class StorageSettings(BaseSettings):
@@ -29,4 +35,17 @@ class StorageSettings(BaseSettings):
     @property
     def broker(self) -> str:
         """The broker's URL; by default the embedded server's unix socket."""
-        return self.broker_url or f"redis+socket://{self.data_root.absolute() / 'run' / 'broker.sock'}"
+        return self.broker_url or f"redis+socket://{quote(str(self.broker_socket))}"
+
+    @property
+    def broker_socket(self) -> Path:
+        """Where the embedded broker listens: in the data root, or in the system's temporary folder.
+
+        The latter where the path would be too long: a unix socket's address holds 104 bytes or more
+        (`sun_path`; 104 on macOS, 108 on Linux), with the closing zero.
+        """
+        path = self.data_root.absolute() / "run" / "broker.sock"
+        if len(os.fsencode(path)) < SUN_PATH_BYTES:
+            return path
+        name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"tomotrain-{os.getuid()}-{name}" / "broker.sock"

@@ -32,6 +32,7 @@ from storage.jobs import Job
 from storage.readers import identify
 from storage.readers.base import Limits
 from storage.records import Received, VolumeRecord
+from storage.tidy import upload_path
 from storage.uploads import Upload
 from storage.volume import Volume
 
@@ -63,7 +64,8 @@ async def send_scan(
     limit = parts.settings.max_upload_bytes
     check_announced_size(request.headers, limit)
     announced_sha256(request.headers)
-    upload = Upload(parts.settings.data_root / "uploads", new_id("vol"), limit)
+    volume_id = new_id("vol")
+    upload = Upload(upload_path(parts.settings.data_root, volume_id).parent, volume_id, limit)
     received = await receive(request, upload)
     volume, job = await run_in_threadpool(_accept, parts, received, scan_name(name, request.headers))
     background.add_task(parts.ring, job)

@@ -1,0 +1,180 @@
+"""A small typed client of the service's API, used by the command line."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+from pydantic import JsonValue
+
+from service.schemas import Accepted, JobView, Problem, VolumeView
+
+PIECE_BYTES = 1 << 20
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
+OUTAGE_S = 60.0
+"""How long a wait for a job goes on while the service does not answer."""
+
+
+class ServiceProblem(Exception):
+    """The service refused a request, or a job failed. `problem` is what it said."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(f"{problem.title.lower()}: {problem.detail}")
+        self.problem = problem
+
+
+class ServiceUnreachable(Exception):
+    """Nothing that speaks this API answers at the address."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(
+            f"no answer from {url} ({reason}); is the service running? `tomotrain up` starts one"
+        )
+        self.url = url
+
+
+class Client:
+    """One service at `url`. A context manager. Every method raises ServiceProblem or ServiceUnreachable."""
+
+    def __init__(self, url: str, *, transport: httpx.BaseTransport | None = None) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(base_url=self.url, timeout=60.0, transport=transport, trust_env=False)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def alive(self) -> bool:
+        """Whether a Tomotrain service answers at the address."""
+        try:
+            answer = self._http.get("/openapi.json", timeout=5.0)
+            return bool(answer.is_success and answer.json()["info"]["title"] == "Tomotrain")
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
+            return False
+
+    def upload(
+        self, path: Path, *, name: str | None = None, on_sent: Callable[[int], None] = lambda sent: None
+    ) -> Accepted:
+        """Send a scan's file. Its sha-256 goes with it; `on_sent` hears the bytes sent so far."""
+        digest = base64.b64encode(_sha256(path)).decode()
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(path.stat().st_size),
+            "Content-Digest": f"sha-256=:{digest}:",
+            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name or path.name, safe='')}",
+        }
+        answer = self._request("POST", "/v1/volumes", content=_pieces(path, on_sent), headers=headers)
+        return Accepted.model_validate_json(answer.content)
+
+    def submit(
+        self, kind: str, parameters: Mapping[str, JsonValue], *, volume_id: str | None = None
+    ) -> JobView:
+        """Submit a job."""
+        body = {"kind": kind, "volume_id": volume_id, "parameters": dict(parameters)}
+        return JobView.model_validate_json(self._request("POST", "/v1/jobs", json=body).content)
+
+    def volume(self, volume_id: str) -> VolumeView:
+        """One volume."""
+        return VolumeView.model_validate_json(self._request("GET", f"/v1/volumes/{volume_id}").content)
+
+    def job(self, job_id: str) -> JobView:
+        """One job."""
+        return JobView.model_validate_json(self._request("GET", f"/v1/jobs/{job_id}").content)
+
+    def cancel(self, job_id: str) -> JobView:
+        """Ask for a job to stop."""
+        return JobView.model_validate_json(self._request("POST", f"/v1/jobs/{job_id}/cancel").content)
+
+    def result(self, job_id: str) -> dict[str, Any]:
+        """What a succeeded job found."""
+        found: dict[str, Any] = self._request("GET", f"/v1/jobs/{job_id}/result").json()
+        return found
+
+    def wait(self, job_id: str, *, on_change: Callable[[JobView], None] = lambda job: None) -> JobView:
+        """Wait for a job to succeed; `on_change` hears each new state.
+
+        Outlasts a restart of the service. Raises ServiceProblem when the job failed or was cancelled.
+        """
+        pause_s, revision = FIRST_PAUSE_S, ""
+        while True:
+            answer = self._patiently(f"/v1/jobs/{job_id}", {"If-None-Match": revision} if revision else {})
+            if answer.status_code != httpx.codes.NOT_MODIFIED:
+                revision, pause_s = answer.headers["ETag"], FIRST_PAUSE_S
+                job = JobView.model_validate_json(answer.content)
+                on_change(job)
+                if job.state.terminal:
+                    return _succeeded(job)
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, LONGEST_PAUSE_S)
+
+    def _patiently(self, path: str, headers: Mapping[str, str]) -> httpx.Response:
+        deadline = time.monotonic() + OUTAGE_S
+        while True:
+            try:
+                return self._request("GET", path, headers=headers)
+            except ServiceUnreachable:
+                if time.monotonic() > deadline:
+                    raise
+            except ServiceProblem as error:
+                if not error.problem.retryable or time.monotonic() > deadline:
+                    raise
+            time.sleep(LONGEST_PAUSE_S)
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            answer = self._http.request(method, path, **options)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ServiceUnreachable(self.url, str(error) or type(error).__name__) from error
+        if answer.is_error:
+            raise ServiceProblem(_problem(answer))
+        return answer
+
+
+def _succeeded(job: JobView) -> JobView:
+    if job.error is not None:
+        raise ServiceProblem(job.error)
+    if job.result is None:
+        title, detail = "The job was cancelled", f"job {job.id} ended without a result"
+        raise ServiceProblem(
+            Problem(type="", title=title, status=409, detail=detail, instance="", code="cancelled")
+        )
+    return job
+
+
+def _problem(answer: httpx.Response) -> Problem:
+    try:
+        return Problem.model_validate_json(answer.content)
+    except ValueError:
+        return Problem(
+            type="about:blank",
+            title=f"HTTP {answer.status_code}",
+            status=answer.status_code,
+            detail=f"{answer.url} does not speak this API",
+            instance=answer.url.path,
+            code="bad-request",
+        )
+
+
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _pieces(path: Path, on_sent: Callable[[int], None]) -> Iterator[bytes]:
+    sent = 0
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            yield piece
+            sent += len(piece)
+            on_sent(sent)

@@ -1,0 +1,387 @@
+// The dashboard: draws scans and jobs from the API, and asks again politely (ETag, pauses when hidden).
+
+const BUSY_MS = 1000, IDLE_MS = 5000, HEALTH_MS = 10000, PAGE_SIZE = 24;
+const ENDED = new Set(["succeeded", "failed", "cancelled"]);
+const TONE = {
+  ready: "good", succeeded: "good", rejected: "bad", quarantined: "bad", failed: "bad",
+  validating: "busy", running: "busy", cancelling: "busy", queued: "busy", waiting: "busy",
+};
+const $ = (id) => document.getElementById(id);
+
+// ---- elements
+
+function make(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name in element) element[name] = value; else element.setAttribute(name, value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+const chip = (state) => make("span", { className: `chip ${TONE[state] ?? ""}` }, state);
+const soft = (...words) => make("p", { className: "soft" }, ...words);
+const facts = (pairs) => make("dl", {}, ...pairs.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
+const trouble = (problem) => make("p", { className: "problem" }, make("strong", {}, `${problem.title}. `), problem.detail);
+
+function button(text, action) {
+  return make("button", { className: "button quiet", type: "button", onclick: action }, text);
+}
+
+// ---- words and numbers
+
+const number = (value) => value.toLocaleString("en", { maximumSignificantDigits: 4 });
+const whole = (value) => value.toLocaleString("en");
+
+function bytes(value) {
+  const units = ["bytes", "kB", "MB", "GB", "TB"];
+  let step = 0;
+  while (value >= 1000 && step < units.length - 1) { value /= 1000; step += 1; }
+  return `${number(value)} ${units[step]}`;
+}
+
+function duration(seconds) {
+  if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
+  if (seconds < 60) return `${number(seconds)} s`;
+  return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+}
+
+const between = (start, end) => (new Date(end ?? Date.now()) - new Date(start)) / 1000;
+const clock = (time) => new Date(time).toLocaleString();
+const worded = (name) => name.replace(/_(bytes|s|seconds)$/, "").replaceAll("_", " ");
+
+function valueInWords(name, value) {
+  if (value === null) return "not known";
+  if (Array.isArray(value)) return value.join(", ");
+  if (typeof value !== "number") return String(value);
+  if (/(^|_)bytes$|_bytes_/.test(name)) return bytes(value);
+  if (/(^|_)(s|seconds)$/.test(name)) return duration(value);
+  if (/(^|_)share/.test(name)) return `${number(value * 100)} %`;
+  return Number.isInteger(value) ? whole(value) : number(value);
+}
+
+/** The plain entries of a result, nested objects one level down, as pairs of words. */
+function resultInWords(result, prefix = "") {
+  return Object.entries(result).flatMap(([name, value]) => {
+    const label = prefix ? `${prefix}: ${worded(name)}` : worded(name);
+    if (value !== null && typeof value === "object" && !Array.isArray(value)) {
+      return prefix ? [] : resultInWords(value, label);
+    }
+    if (Array.isArray(value) && (value.length > 24 || value.some((part) => typeof part === "object"))) return [];
+    return [[label, valueInWords(name, value)]];
+  });
+}
+
+// ---- planes of a scan, shown as a radiologist expects them
+
+const PLANE_OF = { S: "axial", I: "axial", A: "coronal", P: "coronal", L: "sagittal", R: "sagittal" };
+const WANTED = { axial: ["L", "P"], coronal: ["L", "I"], sagittal: ["P", "I"] };
+const OPPOSITE = { L: "R", R: "L", A: "P", P: "A", S: "I", I: "S" };
+
+/** Name of the plane across an axis, which way to turn it, and the letters at its borders. */
+function planeView(orientation, axis) {
+  if (!orientation) return { name: axis, flips: [], marks: {} };
+  const grows = { x: orientation[0], y: orientation[1], z: orientation[2] };
+  const [row, column] = ["z", "y", "x"].filter((other) => other !== axis).map((other) => grows[other]);
+  const name = PLANE_OF[grows[axis]];
+  const [right, down] = WANTED[name];
+  const flipX = column === OPPOSITE[right], flipY = row === OPPOSITE[down];
+  const toRight = flipX ? OPPOSITE[column] : column, toBottom = flipY ? OPPOSITE[row] : row;
+  return {
+    name,
+    flips: [flipX && "flip-x", flipY && "flip-y"].filter(Boolean),
+    marks: { left: OPPOSITE[toRight], right: toRight, top: OPPOSITE[toBottom], bottom: toBottom },
+  };
+}
+
+/** The coarsest level that still fills a card. */
+function previewLevel(scan) {
+  const enough = scan.level_shapes.findLastIndex((shape) => Math.max(...shape) >= 256);
+  return Math.max(0, enough);
+}
+
+function browser(scan) {
+  const level = previewLevel(scan), shape = scan.level_shapes[level];
+  const axes = ["z", "y", "x"];
+  const picture = make("div", { className: "picture" });
+  const slider = make("input", { type: "range", min: 0, "aria-label": `slice of ${scan.name}` });
+  const counter = make("span", { className: "number" });
+  const planes = make("div", { className: "planes" });
+  let axis = "z";
+
+  function showSlice() {
+    const view = planeView(scan.orientation, axis);
+    const position = `${view.name} slice ${Number(slider.value) + 1} of ${Number(slider.max) + 1}`;
+    const image = make("img", {
+      alt: `${scan.name}, ${position}`, className: view.flips.join(" "), decoding: "async",
+      src: `/v1/volumes/${scan.id}/slices/${axis}/${slider.value}?level=${level}&size=512`,
+    });
+    image.onerror = () => picture.replaceChildren("no picture of this slice");
+    const marks = Object.entries(view.marks).map(([side, letter]) => make("span", { className: `mark ${side}` }, letter));
+    picture.replaceChildren(image, ...marks);
+    counter.textContent = `${Number(slider.value) + 1} / ${Number(slider.max) + 1}`;
+  }
+
+  function choose(chosen) {
+    axis = chosen;
+    const count = shape[axes.indexOf(axis)];
+    slider.max = count - 1;
+    slider.value = Math.floor(count / 2);
+    for (const plane of planes.children) plane.setAttribute("aria-pressed", plane.dataset.axis === axis);
+    showSlice();
+  }
+
+  for (const each of axes) {
+    const plane = button(planeView(scan.orientation, each).name, () => choose(each));
+    plane.dataset.axis = each;
+    planes.append(plane);
+  }
+  slider.oninput = showSlice;
+  choose("z");
+  return [picture, make("div", { className: "browse" }, slider, counter), planes];
+}
+
+// ---- scans
+
+function scanFacts(scan) {
+  const shape = scan.array_shape.map(whole).join(" × ");
+  const spacing = scan.spacing ? `${scan.spacing.map(number).join(" × ")} mm` : "not known";
+  return facts([
+    ["shape", `${shape} (${scan.axes.join(", ")})`],
+    ["spacing", spacing],
+    ["values", `${number(scan.statistics.minimum)} … ${number(scan.statistics.maximum)}, ${scan.dtype}`],
+    ["stored", `${bytes(scan.stored_bytes)} (${scan.source_format})`],
+  ]);
+}
+
+function scanCard(scan) {
+  const body = make("div", { className: "body" });
+  const card = make("li", { className: "card", id: scan.id }, body);
+  body.append(make("div", { className: "title" }, make("h3", {}, scan.name), chip(scan.state)));
+  if (scan.state === "ready") {
+    const [picture, browse, planes] = browser(scan);
+    card.prepend(picture);
+    const runs = kinds.filter((kind) => kind.needs_volume).map((kind) => {
+      const run = button(kind.title, () => submit(kind, scan, run));
+      run.title = kind.description;
+      return run;
+    });
+    body.append(browse, planes, scanFacts(scan), make("div", { className: "actions" }, ...runs));
+    body.append(...scan.warnings.map((text) => make("p", { className: "warning" }, `⚠ ${text}`)));
+  } else {
+    const waiting = scan.state === "validating" ? "being read …" : "no picture";
+    card.prepend(make("div", { className: "picture" }, waiting));
+    if (scan.error) body.append(trouble(scan.error));
+  }
+  body.append(soft(`sent ${clock(scan.created_at)}, ${bytes(scan.source_bytes)}`));
+  return card;
+}
+
+async function submit(kind, scan, run) {
+  run.disabled = true;
+  try {
+    const answer = await fetch("/v1/jobs", {
+      method: "POST", headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ kind: kind.name, volume_id: scan.id }),
+    });
+    if (!answer.ok) complain(await answer.json());
+    await jobs.refresh();
+  } catch {
+    complain({ title: "The service does not answer", detail: "the job was not submitted; try again" });
+  } finally {
+    run.disabled = false;
+  }
+}
+
+// ---- jobs
+
+function jobProgress(job) {
+  const { progress } = job;
+  if (ENDED.has(job.state)) return [];
+  const bar = make("progress", { "aria-label": `progress of ${job.kind}` });
+  if (!progress) return job.state === "running" ? [bar] : [];
+  if (progress.total) { bar.max = progress.total; bar.value = progress.done; }
+  const total = progress.total === null ? "" : ` of ${whole(progress.total)}`;
+  return [bar, soft(`${progress.phase}: ${whole(progress.done)}${total} ${progress.unit}`)];
+}
+
+function jobTimes(job) {
+  if (!job.started_at) return `since ${clock(job.created_at)}`;
+  const again = job.attempt > 1 ? `, attempt ${job.attempt} of ${job.max_attempts}` : "";
+  const took = job.ended_at ? `took ${duration(between(job.started_at, job.ended_at))}` : `began ${clock(job.started_at)}`;
+  return took + again;
+}
+
+function jobRow(job) {
+  const row = make("li", { className: "row", id: job.id });
+  const name = scans.rows.find((scan) => scan.id === job.volume_id)?.name;
+  row.append(make("div", { className: "title" }, make("h3", {}, name ? `${job.kind} · ${name}` : job.kind), chip(job.state)));
+  row.append(...jobProgress(job));
+  if (job.error) row.append(trouble(job.error));
+  if (job.result) {
+    row.append(make("details", {}, make("summary", {}, "result"), facts(resultInWords(job.result))));
+  }
+  if (job.artifacts.length) {
+    const links = job.artifacts.flatMap((file) => [make("a", { href: file.href, download: file.name }, file.name), ` (${bytes(file.size)}) `]);
+    row.append(soft(...links));
+  }
+  const actions = make("div", { className: "title" }, soft(jobTimes(job)));
+  if (!ENDED.has(job.state) && job.state !== "cancelling") actions.append(button("Cancel", () => cancel(job)));
+  row.append(actions);
+  return row;
+}
+
+async function cancel(job) {
+  await fetch(`/v1/jobs/${job.id}/cancel`, { method: "POST" });
+  await jobs.refresh();
+}
+
+// ---- lists that follow the API
+
+class Following {
+  constructor(path, key, list, empty, count, draw) {
+    Object.assign(this, { path, key, list, empty, count, draw, etag: "", rows: [], drawn: new Map(), size: PAGE_SIZE });
+  }
+
+  /** Ask once; true when something is still going on. Throws when the service does not answer. */
+  async refresh() {
+    const headers = this.etag ? { "If-None-Match": this.etag } : {};
+    const answer = await fetch(`${this.path}?page_size=${this.size}`, { headers, cache: "no-store" });
+    if (answer.status === 304) return;
+    const page = await answer.json();
+    if (!answer.ok) throw new Error(page.detail);
+    this.etag = answer.headers.get("ETag");
+    this.rows = page[this.key];
+    this.more = page.next_page_token !== null;
+    this.redraw();
+  }
+
+  /** Put every row in its place; only those that changed are drawn anew, and an open one stays open. */
+  redraw() {
+    const before = this.drawn;
+    this.drawn = new Map();
+    for (const row of this.rows) {
+      const text = JSON.stringify([row, kinds.length]);
+      const old = before.get(row.id);
+      const element = old?.text === text ? old.element : this.draw(row);
+      if (old && old.element !== element && old.element.querySelector("details[open]")) {
+        element.querySelector("details")?.setAttribute("open", "");
+      }
+      this.drawn.set(row.id, { text, element });
+    }
+    const elements = [...this.drawn.values()].map((each) => each.element);
+    const same = elements.length === this.list.children.length && elements.every((each, i) => each === this.list.children[i]);
+    if (!same) this.list.replaceChildren(...elements);
+    this.list.setAttribute("aria-busy", "false");
+    this.empty.hidden = this.rows.length > 0;
+    this.count.textContent = this.rows.length ? `${this.rows.length}${this.more ? "+" : ""}` : "";
+  }
+}
+
+let kinds = [];
+const scans = new Following("/v1/volumes", "volumes", $("scans"), $("no-scans"), $("scan-count"), scanCard);
+const jobs = new Following("/v1/jobs", "jobs", $("jobs"), $("no-jobs"), $("job-count"), jobRow);
+
+function busy() {
+  return jobs.rows.some((job) => !ENDED.has(job.state)) || scans.rows.some((scan) => scan.state === "validating");
+}
+
+function complain(problem) {
+  $("trouble").replaceChildren(make("strong", {}, `${problem.title}. `), problem.detail);
+  $("trouble").hidden = false;
+}
+
+async function loadKinds() {
+  const answer = await fetch("/v1/kinds");
+  const known = answer.ok ? (await answer.json()).kinds : [];
+  if (known.length !== kinds.length) { kinds = known; scans.redraw(); }
+}
+
+let down = false, nextHealth = 0;
+
+async function round() {
+  try {
+    if (Date.now() >= nextHealth) await health();
+    await scans.refresh();
+    await jobs.refresh();
+    $("more-scans").hidden = !scans.more || scans.size >= 200;
+    if (down) $("trouble").hidden = true;
+    down = false;
+  } catch {
+    down = true;
+    nextHealth = 0;
+    say("no answer", "bad", "");
+    complain({ title: "The service does not answer", detail: "What is shown may be old; asking again every few seconds." });
+  }
+}
+
+async function health() {
+  const answer = await fetch("/readyz");
+  const report = await answer.json();
+  if (answer.ok) say("ready", "good", "catalogue, broker and worker answer"); else say(report.detail, "bad", report.detail);
+  await loadKinds();
+  nextHealth = Date.now() + (answer.ok ? HEALTH_MS : BUSY_MS);
+}
+
+function say(text, tone, title) {
+  $("health").textContent = text;
+  $("health").className = `chip ${tone}`;
+  $("health").title = title;
+}
+
+let timer = 0;
+
+async function follow() {
+  clearTimeout(timer);
+  if (document.hidden) return;
+  await round();
+  clearTimeout(timer);
+  timer = setTimeout(follow, busy() ? BUSY_MS : IDLE_MS);
+}
+
+// ---- sending scans
+
+function send(file) {
+  const bar = make("progress", { max: file.size, value: 0, "aria-label": `upload of ${file.name}` });
+  const words = soft("sending …");
+  const request = new XMLHttpRequest();
+  const stop = button("Cancel", () => request.abort());
+  const card = make("li", { className: "card" }, make("div", { className: "body" }, make("h3", {}, file.name), bar, words, stop));
+  const fail = (problem) => {
+    bar.remove();
+    words.replaceWith(trouble(problem));
+    stop.textContent = "Dismiss";
+    stop.onclick = () => card.remove();
+  };
+  request.upload.onprogress = (event) => {
+    bar.value = event.loaded;
+    words.textContent = `${bytes(event.loaded)} of ${bytes(file.size)}`;
+  };
+  request.onload = () => {
+    if (request.status !== 202) { fail(JSON.parse(request.responseText)); return; }
+    card.remove();
+    follow();
+  };
+  request.onerror = () => fail({ title: "The upload broke off", detail: "the connection was lost; send the scan again" });
+  request.onabort = () => card.remove();
+  request.open("POST", "/v1/volumes");
+  request.setRequestHeader("Content-Type", "application/octet-stream");
+  request.setRequestHeader("Content-Disposition", `attachment; filename*=UTF-8''${encodeURIComponent(file.name)}`);
+  request.send(file);
+  $("uploads").prepend(card);
+}
+
+$("file").onchange = (event) => {
+  [...event.target.files].forEach(send);
+  event.target.value = "";
+};
+$("more-scans").onclick = () => { scans.size = Math.min(200, scans.size * 2); scans.etag = ""; follow(); };
+document.addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dropping"); });
+document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dropping"); });
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dropping");
+  [...event.dataTransfer.files].forEach(send);
+});
+document.addEventListener("visibilitychange", follow);
+follow();

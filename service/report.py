@@ -1,0 +1,78 @@
+"""What an analysis found, as a table for people and as one JSON object for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from service.analysis import Found
+from service.schemas import VolumeView
+
+
+def document(found: Found) -> dict[str, Any]:
+    """Everything, as plain JSON."""
+    return {
+        "volume": found.volume.model_dump(mode="json"),
+        "job": found.job.model_dump(mode="json"),
+        "result": found.job.result,
+    }
+
+
+def table(found: Found) -> Table:
+    """The numbers that matter, with their units."""
+    shown = Table(title=found.volume.name, title_justify="left", show_header=False, expand=False)
+    shown.add_column(style="bold", no_wrap=True)
+    shown.add_column(overflow="fold")
+    for name, value in rows(found):
+        shown.add_row(name, value)
+    return shown
+
+
+def rows(found: Found) -> list[tuple[str, str]]:
+    """Pairs of a name and a value in words."""
+    result = found.job.result or {}
+    shape = found.volume.array_shape or []
+    return [
+        ("shape", f"{_times(shape)} ({', '.join(found.volume.axes or [])})"),
+        ("spacing", _spacing(found.volume)),
+        ("samples", f"{result['samples']:,} ({result['unique_samples']:,} unique)"),
+        ("unique cubes", f"{result['unique_cubes']:,} of {result['cube_size']}³ voxels"),
+        ("share of the volume read", f"{result['share_read']:.2%} of its voxels"),
+        ("chunks read", _chunks(result)),
+        ("ranks", ", ".join(map(str, result["ranks"]))),
+        ("certificate", _certificate(result["certificate"])),
+        ("time", f"{result['seconds']:.2f} s"),
+        ("peak memory", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB"),
+        *(("note", warning) for warning in found.volume.warnings),
+    ]
+
+
+def _times(numbers: list[int]) -> str:
+    return " × ".join(map(str, numbers))
+
+
+def _spacing(volume: VolumeView) -> str:
+    if volume.spacing is None:
+        return "not known: the scan does not say"
+    return " × ".join(f"{step:g}" for step in volume.spacing) + " mm (z, y, x)"
+
+
+def _chunks(result: dict[str, Any]) -> str:
+    if result["chunks_read"] is None:
+        return "not counted: another cluster read them"
+    return (
+        f"{result['chunks_read']:,} ({result['chunk_share_read']:.0%} of the finest level), "
+        f"{result['bytes_read'] / 1e6:,.2f} MB compressed"
+    )
+
+
+def _certificate(certificate: dict[str, Any]) -> str:
+    """The overall centred error: 0 is exact, 1 as good as the mean."""
+    overall = certificate["overall"]
+    tested = f"on {certificate['held_out']:,} held-out cubes"
+    if overall["centred_error"] is None:
+        return f"{overall['note']} ({tested})"
+    bound = overall["upper_bound"]
+    most = overall["note"] if bound is None else f"at most {bound:.3g} at {certificate['confidence']:.0%}"
+    return f"centred error {overall['centred_error']:.3g}; {most} ({tested})"

