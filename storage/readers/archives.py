@@ -1,0 +1,260 @@
+"""The files of an upload, wherever they lie: one file, a folder, or a zip archive that is never extracted.
+
+A zip is judged by its central directory alone: names that leave the archive, links, encryption, entries that
+share bytes, and declared sizes. While an entry is read, no more than its declared size is ever unpacked
+(`zipfile` stops there and then compares the CRC), so a lie is found and costs nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+import struct
+import tempfile
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Self, cast
+
+from storage.errors import InvalidScan, ScanTooLarge, UnsafeArchive, UnsupportedScan
+from storage.readers.base import Limits
+
+ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
+END_RECORD = struct.Struct("<4s4H2LH")
+END_RECORD_64 = struct.Struct("<4sQ2H2L4Q")
+LOCATOR_64 = struct.Struct("<4sLQL")
+LOCAL_HEADER_BYTES = 30
+DIRECTORY_BYTES_PER_ENTRY = 512
+SPOOL_BYTES = 32 << 20
+"""An entry up to this size is unpacked into memory, a larger one into an unnamed temporary file."""
+READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of an upload: its name inside it (with `/`) and its size in bytes, unpacked."""
+
+    name: str
+    size: int
+
+
+class Tree(ABC):
+    """The files of an upload. Close it when done; a context manager."""
+
+    members: tuple[Member, ...]
+
+    @abstractmethod
+    def open(self, member: Member) -> BinaryIO:
+        """The member's bytes, seekable. Raises InvalidScan when they are damaged."""
+
+    @abstractmethod
+    def stream(self, member: Member) -> BinaryIO:
+        """The member's bytes for one pass from the start: seeking back may be slow."""
+
+    def read(self, member: Member, at_most: int) -> bytes:
+        """The first bytes of a member."""
+        with damage_named(member), self.stream(member) as file:
+            return file.read(at_most)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        return
+
+    def __enter__(self) -> Self:
+        """The tree itself."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close."""
+        self.close()
+
+
+class Folder(Tree):
+    """A folder, or a single file as a folder of one."""
+
+    def __init__(self, path: Path, limits: Limits) -> None:
+        self._root = path if path.is_dir() else path.parent
+        files = _regular_files(path, limits) if path.is_dir() else [path]
+        self.members = tuple(
+            Member(file.relative_to(self._root).as_posix(), file.stat().st_size) for file in files
+        )
+
+    def open(self, member: Member) -> BinaryIO:
+        """See `Tree.open`."""
+        return (self._root / member.name).open("rb")
+
+    def stream(self, member: Member) -> BinaryIO:
+        """See `Tree.stream`."""
+        return self.open(member)
+
+
+class Archive(Tree):
+    """A zip archive, checked by `check_archive`. Folder entries are left out."""
+
+    def __init__(self, path: Path, limits: Limits) -> None:
+        self._zip = open_zip(path, limits)
+        self._entries = {info.filename: info for info in self._zip.infolist() if not info.is_dir()}
+        self.members = tuple(Member(info.filename, info.file_size) for info in self._entries.values())
+
+    def open(self, member: Member) -> BinaryIO:
+        """See `Tree.open`: the entry is unpacked into memory or an unnamed temporary file."""
+        with ExitStack() as on_error:
+            spool = on_error.enter_context(tempfile.SpooledTemporaryFile(SPOOL_BYTES))
+            with damage_named(member), self.stream(member) as file:
+                while piece := file.read(READ_BYTES):
+                    spool.write(piece)
+            spool.seek(0)
+            on_error.pop_all()
+        return cast(BinaryIO, spool)
+
+    def stream(self, member: Member) -> BinaryIO:
+        """See `Tree.stream`."""
+        with damage_named(member):
+            return io.BufferedReader(cast(io.RawIOBase, self._zip.open(self._entries[member.name])), 1 << 16)
+
+    def close(self) -> None:
+        """Let go of the archive."""
+        self._zip.close()
+
+
+def open_tree(path: Path, limits: Limits) -> Tree:
+    """The files of an upload. Raises UnsafeArchive, ScanTooLarge or InvalidScan before any is read."""
+    return Archive(path, limits) if is_zip(path) else Folder(path, limits)
+
+
+def is_zip(path: Path) -> bool:
+    """Whether the file starts as a zip archive does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) in ZIP_MAGIC
+
+
+def open_zip(path: Path, limits: Limits) -> zipfile.ZipFile:
+    """The archive, when its central directory is sound and safe.
+
+    Raises UnsafeArchive, ScanTooLarge or InvalidScan.
+    """
+    _check_directory_size(path, limits)
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+        raise InvalidScan(f"truncated or damaged archive: {error}; send it again") from error
+    try:
+        check_archive(archive.infolist(), path.stat().st_size, limits)
+    except BaseException:
+        archive.close()
+        raise
+    return archive
+
+
+def check_archive(entries: list[zipfile.ZipInfo], archive_bytes: int, limits: Limits) -> None:
+    """Judge an archive by its central directory. See the module's docstring."""
+    if len(entries) > limits.members:
+        raise InvalidScan(f"the archive has {len(entries)} entries; at most {limits.members} are read")
+    for entry in entries:
+        _check_entry(entry, limits)
+    if len({entry.filename for entry in entries}) < len(entries):
+        raise InvalidScan("two entries of the archive have the same name; pack it again")
+    declared = sum(entry.file_size for entry in entries)
+    if declared > limits.decoded_bytes:
+        raise ScanTooLarge("declared size of the archive's entries", declared, limits.decoded_bytes)
+    _check_overlap(entries, archive_bytes)
+
+
+def check_inside(name: str) -> None:
+    """Raise UnsafeArchive when a relative path could leave the folder that it is in."""
+    reason = None
+    if "\0" in name:
+        reason = "it contains a NUL"
+    elif "\\" in name:
+        reason = "it contains a backslash"
+    elif name.startswith("/") or (len(name) > 1 and name[1] == ":"):
+        reason = "it is absolute"
+    elif ".." in PurePosixPath(name).parts:
+        reason = "it climbs out with '..'"
+    if reason:
+        raise UnsafeArchive(name, reason)
+
+
+@contextmanager
+def damage_named(member: Member) -> Iterator[None]:
+    """Turn what reading a damaged entry raises into InvalidScan with its name."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise InvalidScan(f"archive entry {member.name!r} is damaged: {error}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise InvalidScan(f"archive entry {member.name!r} is damaged: {error}") from error
+
+
+def _check_entry(entry: zipfile.ZipInfo, limits: Limits) -> None:
+    check_inside(entry.orig_filename)
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        raise UnsafeArchive(entry.filename, "it is a symbolic link")
+    if entry.flag_bits & 0x41:
+        raise InvalidScan("the archive is encrypted; send it without a password")
+    if entry.file_size > limits.member_bytes:
+        raise ScanTooLarge(f"archive entry {entry.filename!r}", entry.file_size, limits.member_bytes)
+
+
+def _check_overlap(entries: list[zipfile.ZipInfo], archive_bytes: int) -> None:
+    """Refuse entries that share bytes of the archive, the trick of the non-recursive zip bombs."""
+    packed = sum(entry.compress_size for entry in entries)
+    if packed > archive_bytes:
+        raise ScanTooLarge("entries of the archive overlap; packed they claim", packed, archive_bytes)
+    end = 0
+    for entry in sorted(entries, key=lambda each: each.header_offset):
+        if entry.header_offset < end:
+            raise InvalidScan(f"archive entry {entry.filename!r} overlaps another; pack the archive again")
+        end = entry.header_offset + LOCAL_HEADER_BYTES + entry.compress_size
+
+
+def _check_directory_size(path: Path, limits: Limits) -> None:
+    """Refuse a central directory too big to hold in memory, before `zipfile` reads it."""
+    allowed = limits.members * DIRECTORY_BYTES_PER_ENTRY
+    size = _directory_size(path)
+    if size is None:
+        raise InvalidScan("truncated archive: it has no central directory; send the whole file")
+    if size > allowed:
+        raise ScanTooLarge("central directory of the archive", size, allowed)
+
+
+def _directory_size(path: Path) -> int | None:
+    """Bytes of the central directory by the end record (zip64 too); None where there is no end record."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - END_RECORD.size - 0xFFFF))
+        start, tail = file.tell(), file.read()
+        at = tail.rfind(b"PK\x05\x06")
+        if at < 0 or len(tail) - at < END_RECORD.size:
+            return None
+        declared = int(END_RECORD.unpack_from(tail, at)[5])
+        file.seek(max(0, start + at - LOCATOR_64.size))
+        locator = file.read(LOCATOR_64.size)
+        if not locator.startswith(b"PK\x06\x07") or len(locator) < LOCATOR_64.size:
+            return declared
+        file.seek(LOCATOR_64.unpack(locator)[2])
+        record = file.read(END_RECORD_64.size)
+        return int(END_RECORD_64.unpack(record)[8]) if len(record) == END_RECORD_64.size else declared
+
+
+def _regular_files(root: Path, limits: Limits) -> list[Path]:
+    """Every file below a folder, sorted by name. Raises UnsafeArchive for a link."""
+    files = []
+    for path in sorted(root.rglob("*")):
+        if path.is_symlink():
+            raise UnsafeArchive(path.relative_to(root).as_posix(), "it is a symbolic link")
+        if path.is_file():
+            files.append(path)
+        elif not path.is_dir():
+            raise UnsupportedScan(f"{path.relative_to(root).as_posix()!r} is not a regular file")
+        if len(files) > limits.members:
+            raise InvalidScan(f"the folder has more than {limits.members} files; at most that many are read")
+    return files
