@@ -40,6 +40,10 @@ class IntensityStatistics:
         if self.std < 0:
             raise InvalidConfig("statistics.std", self.std, "at least 0")
 
+    def standardised(self, values: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
+        """(value - mean) / std; zeros for a constant scan."""
+        return torch.zeros_like(values) if self.std == 0 else (values - self.mean) / self.std
+
 
 class Encoder(Protocol):
     """A function of cubes, with what is known of it beforehand."""
@@ -81,25 +85,19 @@ class Identity:
     @property
     def value_range(self) -> tuple[float, float]:
         """The scan's minimum and maximum, standardised."""
-        low, high = self._standardised(
-            torch.tensor([self.statistics.minimum, self.statistics.maximum], dtype=torch.float64)
-        ).tolist()
+        extremes = torch.tensor([self.statistics.minimum, self.statistics.maximum], dtype=torch.float64)
+        low, high = self.statistics.standardised(extremes).tolist()
         return low, high
 
     def __call__(self, cubes: Float64[Tensor, "n c 1 1 1"]) -> Float64[Tensor, "n c"]:
         """One voxel in, its channels out."""
-        return self._standardised(cubes.reshape(len(cubes), self.features))
-
-    def _standardised(self, values: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
-        if self.statistics.std == 0:
-            return torch.zeros_like(values)
-        return (values - self.statistics.mean) / self.statistics.std
+        return self.statistics.standardised(cubes.reshape(len(cubes), self.features))
 
 
 class CpicEncoder(nn.Module):
     """The paper's network: four 3^3 convolutions without padding, ReLU between them, a sigmoid at the end.
 
-    Takes cubes of 9^3 voxels in float32, scaled to [0, 1] per scan. Weights are drawn from `seed` alone (He
+    Takes cubes of 9^3 voxels in float32, standardised per scan. Weights are drawn from `seed` alone (He
     normal, biases zero): torch's own random state is neither read nor changed.
     """
 
@@ -133,8 +131,8 @@ def _empty_conv(before: int, after: int) -> nn.Conv3d:
 
 
 @dataclass(frozen=True, eq=False)
-class ScaledCpic:
-    """The paper's network on one scan's intensities, scaled to [0, 1]; a constant scan becomes zeros."""
+class StandardisedCpic:
+    """The paper's network on one scan's intensities, standardised."""
 
     network: CpicEncoder
     features: int
@@ -146,10 +144,8 @@ class ScaledCpic:
 
     @torch.no_grad()
     def __call__(self, cubes: Float64[Tensor, "n c 9 9 9"]) -> Float[Tensor, "n f"]:
-        """Scale, and run the network in float32."""
-        span = self.statistics.maximum - self.statistics.minimum
-        scaled = (cubes - self.statistics.minimum) / (span or 1.0)
-        return self.network(scaled.float())  # type: ignore[no-any-return]
+        """Standardise in float64, and run the network in float32."""
+        return self.network(self.statistics.standardised(cubes).float())  # type: ignore[no-any-return]
 
 
 MakeEncoder = Callable[[int, int, int, IntensityStatistics, torch.device], Encoder]
@@ -165,10 +161,10 @@ def identity(
 
 def random_cpic(
     channels: int, features: int, seed: int, statistics: IntensityStatistics, device: torch.device
-) -> ScaledCpic:
+) -> StandardisedCpic:
     """The paper's network with seeded random weights."""
     network = CpicEncoder(channels, features, seed).to(device).eval()
-    return ScaledCpic(network, features, statistics)
+    return StandardisedCpic(network, features, statistics)
 
 
 ENCODERS: dict[str, MakeEncoder] = {
