@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from storage.chunks import ChunkReader
 from storage.errors import InvalidScan, StorageFull
 from storage.jobs import Progress
-from storage.layout import SAMPLING, axis_names, create_group, plan_levels
+from storage.layout import SAMPLING, axis_names, create_group, plan_levels, writable
 from storage.manifest import Manifest
 from storage.pyramid import build_pyramid
 from storage.readers.base import Scan, ScanHeader, Slab
@@ -55,8 +55,7 @@ def ingest(scan: Scan, destination: Path, *, report: Report = lambda progress: N
 def _ingest(scan: Scan, destination: Path, report: Report) -> StoredVolume:
     header = scan.header
     group = create_group(str(destination), header.grid, header.frames, header.dtype)
-    finest = group["0"]
-    assert isinstance(finest, zarr.Array)
+    finest = writable(group, 0)
     moments, damaged = _write_slabs(scan, finest, report)
     if moments.count == 0:
         raise InvalidScan("the scan holds no finite voxel: all are NaN or infinite")

@@ -44,8 +44,14 @@ class Level:
 
     @property
     def tiling(self) -> Tiling:
-        """Small chunks for the level that is sampled, large ones for those that are viewed."""
-        return SAMPLING if self.factor == (1, 1, 1) else VIEWING
+        """Small chunks for the level that is sampled, large ones for those that are viewed.
+
+        Shards end with the level: no chunk is written that lies outside of it altogether.
+        """
+        tiling = SAMPLING if self.factor == (1, 1, 1) else VIEWING
+        chunk = np.array(tiling.chunk)
+        whole = -(-np.array(self.shape) // chunk) * chunk
+        return Tiling(tiling.chunk, _triple(np.minimum(tiling.shard, whole)))
 
 
 def plan_levels(grid: VoxelGrid) -> tuple[Level, ...]:
@@ -89,9 +95,15 @@ def create_group(store: str, grid: VoxelGrid, frames: Frames | None, dtype: np.d
             filters=None,
             fill_value=0,
             dimension_names=axes,
-            config={"write_empty_chunks": True},
         )
     return group
+
+
+def writable(group: zarr.Group, number: int) -> zarr.Array[Any]:
+    """A level's array, set to store empty chunks too: in our volumes an absent chunk is a damaged one."""
+    array = group[str(number)]
+    assert isinstance(array, zarr.Array)
+    return array.with_config({"write_empty_chunks": True})
 
 
 def axis_names(frames: Frames | None) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import zarr
 from numpy.typing import NDArray
 
 from storage.chunks import ChunkReader
-from storage.layout import Level, Shape3
+from storage.layout import Level, Shape3, writable
 
 Array = NDArray[Any]
 PLANES = 8
@@ -32,7 +32,7 @@ def build_pyramid(group: zarr.Group, levels: tuple[Level, ...], report: Callable
     ]
     for done, (finer, coarser, number, frame, corner) in enumerate(jobs):
         report(done, len(jobs))
-        source, target = _array(group, number - 1), _array(group, number)
+        source, target = writable(group, number - 1), writable(group, number)
         stop = tuple(
             min(c + s, n) for c, s, n in zip(corner, coarser.tiling.shard, coarser.shape, strict=True)
         )
@@ -88,11 +88,5 @@ def _corners(level: Level) -> Iterator[tuple[int, ...]]:
 
 
 def _frames(group: zarr.Group) -> int:
-    array = _array(group, 0)
+    array = writable(group, 0)
     return int(array.shape[0]) if array.ndim == 4 else 1
-
-
-def _array(group: zarr.Group, number: int) -> zarr.Array[Any]:
-    array = group[str(number)]
-    assert isinstance(array, zarr.Array)
-    return array

@@ -53,6 +53,16 @@ def test_voxels_geometry_and_facts_come_back_exactly(tmp_path: Path, voxels: NDA
     volume.verify()
 
 
+def test_empty_regions_are_stored_and_read_like_any_other(tmp_path: Path) -> None:
+    voxels = np.zeros((40, 100, 600), np.int16)
+    voxels[20, 50, 50] = 5
+    ingest(ArrayScan(voxels), tmp_path / "v")
+    reader = Volume.open(tmp_path / "v").cube_reader()
+    everywhere = np.stack(np.meshgrid([0, 31], [0, 60, 91], [0, 300, 591], indexing="ij"), -1).reshape(-1, 3)
+    assert reader.cubes(everywhere, 9).max() == 0
+    assert reader.cubes(np.array([[20, 50, 50]]), 1).item() == 5
+
+
 def test_the_digest_depends_on_the_scan_alone(tmp_path: Path, voxels: NDArray[Any]) -> None:
     digests = {ingest(ArrayScan(voxels), tmp_path / name).digest for name in ("a", "b")}
     other = voxels.copy()
