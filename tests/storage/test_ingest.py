@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zarr
 from numpy.typing import NDArray
-from scans import OBLIQUE, ArrayScan
+from tests.storage.scans import OBLIQUE, ArrayScan
 
 from storage.errors import (
     CorruptVolume,
@@ -237,7 +237,7 @@ PEAK = """
     from pathlib import Path
     import numpy as np
     from benchmarks.memory import peak_rss_mib
-    from scans import ArrayScan
+    from tests.storage.scans import ArrayScan
     from storage.ingest import ingest
     from storage.volume import Volume
 
@@ -260,7 +260,7 @@ def test_peak_memory_does_not_grow_with_the_scan(tmp_path: Path) -> None:
     for planes in (1024, 4096):
         command = [sys.executable, "-c", textwrap.dedent(PEAK), str(tmp_path / str(planes)), str(planes)]
         done = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=250, cwd=Path(__file__).parent
+            command, capture_output=True, text=True, check=True, timeout=250, cwd=Path(__file__).parents[2]s[2]
         )
         peaks.append(float(done.stdout))
     assert peaks[1] - peaks[0] < 40
