@@ -1,0 +1,192 @@
+"""The real kinds: a scan becomes a volume, a volume becomes cores; what goes wrong leaves nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from support.scans import SMALL, files_below, nifti, upload
+
+from storage.artifacts import ArtifactStore, read_tensors
+from storage.catalogue import Catalogue
+from storage.jobs import Job, JobState
+from storage.records import VolumeRecord, VolumeState
+from storage.volume import Volume
+from workers.jobs import KINDS
+from workers.jobs.embed import RecordedCubes
+from workers.runner import Runner
+
+QUICK = {"n_dim": 4, "rank": 4, "held_out": 100}
+
+
+@pytest.fixture(scope="module")
+def scan() -> bytes:
+    return nifti()
+
+
+@pytest.fixture
+def runner(make_runner: Any) -> Runner:
+    made: Runner = make_runner(*KINDS)
+    return made
+
+
+@pytest.fixture
+def volume(catalogue: Catalogue, runner: Runner, tmp_path: Path, scan: bytes) -> VolumeRecord:
+    """An ingested volume."""
+    record, job = upload(catalogue, tmp_path, scan)
+    runner.run(job.id)
+    return catalogue.volume(record.id)
+
+
+def embedded(catalogue: Catalogue, runner: Runner, volume: VolumeRecord, **parameters: Any) -> Job:
+    job = runner.run(catalogue.submit("embed", {**QUICK, **parameters}, volume_id=volume.id).id)
+    assert job is not None
+    return job
+
+
+def test_ingest_publishes_one_store_and_removes_the_upload(
+    catalogue: Catalogue, volume: VolumeRecord, tmp_path: Path
+) -> None:
+    job = catalogue.job(volume.ingest_job)
+    assert (job.state, volume.state) == (JobState.SUCCEEDED, VolumeState.READY)
+    assert volume.stored is not None
+    assert volume.store is not None
+    assert volume.stored.grid.shape == SMALL[::-1]
+    assert volume.stored.grid.spacing == (1.5, 1.0, 1.0)
+    assert job.result is not None
+    assert job.result["volume_digest"] == volume.stored.digest
+    assert files_below(tmp_path / "volumes", "*/*") == [f"{volume.id}/1.zarr"]
+    assert files_below(tmp_path / "uploads") == []
+    Volume.open(tmp_path / volume.store, volume.stored.digest).verify()
+
+
+def test_a_damaged_scan_is_rejected_and_nothing_is_left(
+    catalogue: Catalogue, runner: Runner, tmp_path: Path, scan: bytes
+) -> None:
+    record, job = upload(catalogue, tmp_path, scan[: len(scan) // 2])
+    ended = runner.run(job.id)
+    assert ended is not None
+    assert ended.error is not None
+    assert (ended.state, ended.error["code"]) == (JobState.FAILED, "invalid-scan")
+    rejected = catalogue.volume(record.id)
+    assert (rejected.state, rejected.error) == (VolumeState.REJECTED, ended.error)
+    assert files_below(tmp_path / "volumes") == []
+    assert files_below(tmp_path / "uploads") == []
+
+
+def test_a_scan_over_the_memory_budget_is_refused_with_both_numbers(
+    catalogue: Catalogue, make_runner: Any, tmp_path: Path, scan: bytes
+) -> None:
+    _, job = upload(catalogue, tmp_path, scan)
+    ended = make_runner(*KINDS, memory_budget_bytes=193 << 20).run(job.id)
+    assert (ended.state, ended.error["code"]) == (JobState.FAILED, "over-budget")
+    assert ended.error["needed"] > ended.error["allowed"] == 193 << 20
+
+
+def test_embed_gives_cores_counts_and_a_certificate(
+    catalogue: Catalogue, runner: Runner, volume: VolumeRecord, tmp_path: Path
+) -> None:
+    job = embedded(catalogue, runner, volume)
+    result = job.result
+    assert result is not None
+    assert volume.stored is not None
+    jsonschema.validate(result, catalogue.kind("embed").result_schema)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert result["volume_digest"] == volume.stored.digest
+    assert 0 < result["share_read"] < 1
+    assert result["unique_cubes"] <= result["cubes_read"] <= result["unique_cubes"] + QUICK["held_out"]
+    assert 0 < result["bytes_read"] < volume.stored.stored_bytes
+    assert result["certificate"]["held_out"] == QUICK["held_out"]
+    (artifact,) = job.artifacts
+    assert artifact.sha256 == result["cores_digest"]
+    path = ArtifactStore(tmp_path / "artifacts").path(job.id, job.attempt, artifact.name)
+    tensors, manifest = read_tensors(path)
+    assert manifest["ranks"] == result["ranks"]
+    assert tensors["core.0"].shape[-1] == result["ranks"][0]
+
+
+def test_the_same_seed_gives_the_same_cores_to_the_last_bit(
+    catalogue: Catalogue, runner: Runner, volume: VolumeRecord
+) -> None:
+    digests = [
+        (embedded(catalogue, runner, volume, seed=seed).result or {})["cores_digest"] for seed in (1, 1, 2)
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_an_embedding_over_the_budget_is_refused_before_it_reads(
+    catalogue: Catalogue, make_runner: Any, volume: VolumeRecord
+) -> None:
+    ended = embedded(catalogue, make_runner(*KINDS, memory_budget_bytes=1 << 20), volume)
+    assert ended.error is not None
+    assert (ended.state, ended.error["code"], ended.error["allowed"]) == (
+        JobState.FAILED,
+        "over-budget",
+        1 << 20,
+    )
+
+
+@pytest.mark.parametrize("parameters", [{"encoder": "guess"}, {"rank": 0}, {"layout": "ring"}, {"x": 1}])
+def test_bad_settings_fail_by_name(
+    parameters: dict[str, Any], catalogue: Catalogue, runner: Runner, volume: VolumeRecord
+) -> None:
+    ended = embedded(catalogue, runner, volume, **parameters)
+    assert ended.error is not None
+    assert ended.error["code"] in ("invalid-parameters", "invalid-config")
+    assert next(iter(parameters)) in ended.error["detail"]
+
+
+def test_a_flipped_bit_closes_the_volume(
+    catalogue: Catalogue, runner: Runner, volume: VolumeRecord, tmp_path: Path
+) -> None:
+    assert volume.store is not None
+    shards = [path for path in (tmp_path / volume.store / "0" / "c").rglob("*") if path.is_file()]
+    for shard in shards:
+        content = bytearray(shard.read_bytes())
+        for position in range(1000, len(content) - 20_000, 5_000):
+            content[position] ^= 4
+        shard.write_bytes(content)
+    ended = embedded(catalogue, runner, volume)
+    assert ended.error is not None
+    assert (ended.state, ended.error["code"]) == (JobState.FAILED, "corrupt-volume")
+    closed = catalogue.volume(volume.id)
+    assert (closed.state, closed.error) == (VolumeState.QUARANTINED, ended.error)
+
+
+def test_a_metadata_file_that_was_changed_closes_the_volume(
+    catalogue: Catalogue, runner: Runner, volume: VolumeRecord, tmp_path: Path
+) -> None:
+    assert volume.store is not None
+    with (tmp_path / volume.store / "zarr.json").open("a") as file:
+        file.write(" ")
+    ended = embedded(catalogue, runner, volume)
+    assert ended.error is not None
+    assert ended.error["code"] == "corrupt-volume"
+    assert catalogue.volume(volume.id).state is VolumeState.QUARANTINED
+
+
+def test_covered_voxels_are_those_in_the_union(volume: VolumeRecord, tmp_path: Path) -> None:
+    assert volume.store is not None
+    reader = Volume.open(tmp_path / volume.store).cube_reader()
+    source = RecordedCubes(reader)
+    assert source.covered_voxels() == 0
+    origins = np.random.default_rng(0).integers(-9, SMALL[0], (300, 3))
+    source.cubes(origins[:200], 9)
+    source.cubes(origins[200:], 9)
+    reader.close()
+    seen = np.zeros(reader.shape, bool)
+    for z, y, x in origins:
+        seen[max(z, 0) : max(z + 9, 0), max(y, 0) : max(y + 9, 0), max(x, 0) : max(x + 9, 0)] = True
+    assert source.covered_voxels() == seen.sum()
+
+
+def test_announcements_hold_json_schemas() -> None:
+    for kind in KINDS:
+        announced = kind.announcement()
+        for schema in (announced.parameters_schema, announced.result_schema):
+            jsonschema.Draft202012Validator.check_schema(schema)
+    assert {kind.name: kind.internal for kind in KINDS} == {"ingest": True, "embed": False}
