@@ -193,7 +193,7 @@ def _sizes(value: Any, what: str) -> tuple[int, ...]:
 
 def _layout_3(node: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...], np.dtype[Any], str]:
     """(chunks, inner chunks, dtype, pattern of the chunk keys) of Zarr v3 metadata."""
-    if node["data_type"] not in DTYPES_V3:
+    if not isinstance(node["data_type"], str) or node["data_type"] not in DTYPES_V3:
         raise UnsupportedScan(
             f"Zarr data type {node['data_type']!r} is not handled; use integers, float32 or float64"
         )
