@@ -116,9 +116,9 @@ def demo(
         raise NothingToSend(f"{chosen}: no such file or folder; give the path of a scan")
     outside = ("TOMOTRAIN_BROKER_URL", "TOMOTRAIN_DB_URL")
     environment = {name: value for name, value in os.environ.items() if name not in outside}
-    with tempfile.TemporaryDirectory(prefix="tomotrain-demo-", ignore_cleanup_errors=True) as folder:
-        with _embedded(Path(folder), environment) as address:
-            _analyze(address, chosen, _parameters(layout, rank, encoder), as_json)
+    temporary = tempfile.TemporaryDirectory(prefix="tomotrain-demo-")
+    with temporary as folder, _embedded(Path(folder), environment) as address:
+        _analyze(address, chosen, _parameters(layout, rank, encoder), as_json)
 
 
 def example_scan() -> Path:

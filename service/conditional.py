@@ -94,7 +94,7 @@ def decode_token(token: str | None) -> str | None:
         last = ""
     if not _TOKEN.fullmatch(last):
         detail = "page_token: use next_page_token of the page before, unchanged"
-        raise ApiError("invalid-request", detail, errors=[("#query.page_token", "not a page token")])
+        raise ApiError("invalid-request", detail, errors=[("#page_token", "not a page token")])
     return last
 
 

@@ -49,13 +49,13 @@ def rows(found: Found) -> list[tuple[str, str]]:
 
 
 def _times(numbers: list[int]) -> str:
-    return " × ".join(map(str, numbers))
+    return " x ".join(map(str, numbers))
 
 
 def _spacing(volume: VolumeView) -> str:
     if volume.spacing is None:
         return "not known: the scan does not say"
-    return " × ".join(f"{step:g}" for step in volume.spacing) + " mm (z, y, x)"
+    return " x ".join(f"{step:g}" for step in volume.spacing) + " mm (z, y, x)"
 
 
 def _chunks(result: dict[str, Any]) -> str:

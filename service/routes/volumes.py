@@ -158,11 +158,11 @@ def get_slice(
 
 def _check_plane(volume: Volume, axis: Axis, index: int, look: Look) -> None:
     """Refuse what lies outside, with both numbers."""
-    _check_index("level", look.level, len(volume.levels), "#query.level")
+    _check_index("level", look.level, len(volume.levels), "#level")
     extent = volume.levels[look.level].shape["zyx".index(axis)]
-    _check_index(f"axis {axis} at level {look.level}", index, extent, "#path.index")
+    _check_index(f"axis {axis} at level {look.level}", index, extent, "#index")
     frames = volume.stored.array_shape[:-3]
-    _check_index("frame", look.frame, frames[0] if frames else 1, "#query.frame")
+    _check_index("frame", look.frame, frames[0] if frames else 1, "#frame")
 
 
 def _check_index(what: str, index: int, count: int, pointer: str) -> None:

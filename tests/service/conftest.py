@@ -1,0 +1,26 @@
+"""A small scan, and a service to send it to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from house import SPACING_XYZ, House, nifti_voxels, open_house
+
+
+@pytest.fixture(scope="session")
+def nifti(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A small sound NIfTI-1 file (.nii)."""
+    path = tmp_path_factory.mktemp("nifti") / "scan.nii"
+    nib.save(nib.Nifti1Image(nifti_voxels(), np.diag([*SPACING_XYZ, 1.0])), path)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    """A service on an empty data root."""
+    with open_house(tmp_path) as opened:
+        yield opened

@@ -1,0 +1,63 @@
+"""Alive, ready, and what the service says of itself."""
+
+from __future__ import annotations
+
+import pytest
+from house import House, open_house
+from problem_checks import assert_problem
+
+
+def test_ready_when_all_parts_are_there(house: House) -> None:
+    assert house.http.get("/livez").json()["status"] == "ok"
+    assert house.http.get("/readyz").json() == {
+        "status": "ok",
+        "checks": {"catalogue": "ok", "broker": "ok", "worker": "ok"},
+    }
+
+
+def test_each_missing_part_is_named(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_house(tmp_path_factory.mktemp("root"), worker_fresh_s=1e-9) as house:
+        house.queue.down = True
+        body = assert_problem(house.http.get("/readyz"), 503, "not-ready")
+        assert [error["pointer"] for error in body["errors"]] == ["broker", "worker"]
+        assert "broker" in body["detail"]
+        monkeypatch.setattr(house.catalogue, "ping", lambda: 1 / 0)
+        body = assert_problem(house.http.get("/readyz"), 503, "not-ready")
+        assert body["errors"][0]["pointer"] == "catalogue"
+        assert house.http.get("/livez").status_code == 200
+
+
+def test_a_service_without_workers_says_so(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(house.catalogue, "workers", list)
+    assert "start one" in assert_problem(house.http.get("/readyz"), 503, "not-ready")["detail"]
+
+
+def test_the_contract_names_every_route_and_its_errors(house: House) -> None:
+    contract = house.http.get("/openapi.json").json()
+    assert contract["openapi"].startswith("3.1")
+    paths = contract["paths"]
+    assert set(paths) == {
+        "/v1/volumes",
+        "/v1/volumes/{volume_id}",
+        "/v1/volumes/{volume_id}/slices/{axis}/{index}",
+        "/v1/volumes/{volume_id}/zarr/{key}",
+        "/v1/kinds",
+        "/v1/jobs",
+        "/v1/jobs/{job_id}",
+        "/v1/jobs/{job_id}/result",
+        "/v1/jobs/{job_id}/artifacts/{name}",
+        "/v1/jobs/{job_id}/cancel",
+        "/livez",
+        "/readyz",
+        "/problems/{code}",
+    }
+    for methods in paths.values():
+        for operation in methods.values():
+            assert "default" in operation["responses"]
+            assert "422" not in operation["responses"]
+    names = [operation["operationId"] for methods in paths.values() for operation in methods.values()]
+    assert len(names) == len(set(names))
+    assert "application/octet-stream" in paths["/v1/volumes"]["post"]["requestBody"]["content"]
+    assert "application/problem+json" in paths["/livez"]["get"]["responses"]["default"]["content"]
