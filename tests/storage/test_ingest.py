@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import zarr
 from numpy.typing import NDArray
-from tests.storage.scans import OBLIQUE, ArrayScan
 
 from storage.errors import (
     CorruptVolume,
@@ -31,6 +30,7 @@ from storage.layout import plan_levels
 from storage.pyramid import downsample
 from storage.records import StoredVolume
 from storage.volume import Volume
+from tests.storage.scans import OBLIQUE, ArrayScan
 
 
 @pytest.fixture
@@ -232,6 +232,7 @@ def test_moments_merge_as_if_taken_at_once() -> None:
     assert Moments().merge(Moments()) == Moments()
 
 
+ROOT = Path(__file__).parents[2]
 PEAK = """
     import sys
     from pathlib import Path
@@ -259,8 +260,6 @@ def test_peak_memory_does_not_grow_with_the_scan(tmp_path: Path) -> None:
     peaks = []
     for planes in (1024, 4096):
         command = [sys.executable, "-c", textwrap.dedent(PEAK), str(tmp_path / str(planes)), str(planes)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=250, cwd=Path(__file__).parents[2]s[2]
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=250, cwd=ROOT)
         peaks.append(float(done.stdout))
     assert peaks[1] - peaks[0] < 40
