@@ -39,6 +39,7 @@ def create_app(settings: ServiceSettings, catalogue: Catalogue, queue: JobQueue)
         redoc_url=None,
         redirect_slashes=False,
         separate_input_output_schemas=False,
+        generate_unique_id_function=lambda route: route.name,
     )
     app.state.services = Services(
         settings=settings,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
-from service.errors import plain, recorded_problem
+from service.errors import MEDIA_TYPE, plain, recorded_problem
 from storage.jobs import Artifact, Job, JobKind, JobState
 from storage.layout import plan_levels
 from storage.records import StoredVolume, VolumeRecord, VolumeState
@@ -40,6 +40,15 @@ class Problem(Wire):
     errors: list[FieldError] = []
     retryable: bool = False
     request_id: str | None = None
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "Any error, as RFC 9457 has it.",
+        "content": {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}},
+    }
+}
+"""What every route may answer beside its own; for OpenAPI."""
 
 
 class StatisticsView(Wire):

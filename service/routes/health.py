@@ -10,9 +10,9 @@ from fastapi.responses import JSONResponse
 
 from service.deps import Parts, Services
 from service.errors import MEANINGS, ApiError
-from service.schemas import Health, Problem
+from service.schemas import PROBLEMS, Health
 
-router = APIRouter(tags=["operations"], responses={"default": {"model": Problem}})
+router = APIRouter(tags=["operations"], responses=PROBLEMS)
 
 
 @router.get("/livez", response_model=Health)

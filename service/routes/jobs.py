@@ -19,15 +19,15 @@ from service.conditional import (
     strong_etag,
 )
 from service.deps import FoundJob, Parts, Services, found_volume
-from service.errors import plain
+from service.errors import ApiError, plain
 from service.parameters import checked
-from service.schemas import JobPage, JobRequest, JobView, Problem, job_view
-from storage.errors import InvalidParameters, JobFailed, JobNotFinished, MissingArtifact, UnknownKind
+from service.schemas import PROBLEMS, JobPage, JobRequest, JobView, job_view
+from storage.errors import JobFailed, JobNotFinished, MissingArtifact, UnknownKind
 from storage.jobs import Artifact, Job, JobKind, JobState
 
 _MAX_BODY_BYTES = 1 << 20
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses={"default": {"model": Problem}})
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS)
 
 
 @router.post("", status_code=202, response_model=JobView, max_body_size=_MAX_BODY_BYTES)
@@ -54,7 +54,8 @@ def _offered(parts: Services, name: str) -> JobKind:
 def _check_volume(parts: Services, volume_id: str | None) -> None:
     """Refuse a job on no volume, or on one that does not exist."""
     if volume_id is None:
-        raise InvalidParameters([("/volume_id", "this kind of job needs a volume")])
+        detail = "volume_id: this kind of job needs the id of a volume"
+        raise ApiError("invalid-request", detail, errors=[("/volume_id", "needed")])
     found_volume(volume_id, parts)
 
 
@@ -105,11 +106,10 @@ def get_result(job: FoundJob) -> Response:
     return JSONResponse(plain(job.result), headers={"ETag": _etag(job)})
 
 
-@router.api_route(
+@router.head("/{job_id}/artifacts/{name}", include_in_schema=False)
+@router.get(
     "/{job_id}/artifacts/{name}",
-    methods=["GET", "HEAD"],
     response_class=Response,
-    operation_id="get_artifact",
     responses={200: {"content": {"application/octet-stream": {}}, "description": "the artifact's bytes"}},
 )
 def get_artifact(request: Request, job: FoundJob, parts: Parts, name: str) -> Response:

@@ -6,9 +6,9 @@ from fastapi import APIRouter, Request, Response
 
 from service.conditional import json_answer
 from service.deps import Parts
-from service.schemas import KindList, Problem, kind_view
+from service.schemas import PROBLEMS, KindList, kind_view
 
-router = APIRouter(prefix="/v1/kinds", tags=["jobs"], responses={"default": {"model": Problem}})
+router = APIRouter(prefix="/v1/kinds", tags=["jobs"], responses=PROBLEMS)
 
 
 @router.get("", response_model=KindList)

@@ -25,7 +25,7 @@ from service.conditional import (
 from service.deps import FoundVolume, Parts, ReadyVolume, Services
 from service.errors import ApiError
 from service.intake import announced_sha256, check_announced_size, receive, scan_name
-from service.schemas import Accepted, Problem, VolumePage, VolumeView, job_view, volume_view
+from service.schemas import PROBLEMS, Accepted, VolumePage, VolumeView, job_view, volume_view
 from service.slices import Window, png
 from storage.ids import new_id
 from storage.jobs import Job
@@ -36,7 +36,7 @@ from storage.tidy import upload_path
 from storage.uploads import Upload
 from storage.volume import Volume
 
-router = APIRouter(prefix="/v1/volumes", tags=["volumes"], responses={"default": {"model": Problem}})
+router = APIRouter(prefix="/v1/volumes", tags=["volumes"], responses=PROBLEMS)
 
 Axis = Literal["z", "y", "x"]
 _SCAN_BODY = {
@@ -181,11 +181,10 @@ def _plane_spacing(volume: Volume, axis: Axis, level: int) -> tuple[float, float
     return rows, columns
 
 
-@router.api_route(
+@router.head("/{volume_id}/zarr/{key:path}", include_in_schema=False)
+@router.get(
     "/{volume_id}/zarr/{key:path}",
-    methods=["GET", "HEAD"],
     response_class=Response,
-    operation_id="get_zarr_object",
     responses={200: {"content": {"application/octet-stream": {}}, "description": "the object's bytes"}},
 )
 def get_zarr_object(request: Request, record: ReadyVolume, parts: Parts, key: str) -> Response:

@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from house import SPACING_XYZ, House, nifti_voxels, open_house
+from house import SPACING_XYZ, House, Library, nifti_voxels, open_house
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +24,10 @@ def house(tmp_path: Path) -> Iterator[House]:
     """A service on an empty data root."""
     with open_house(tmp_path) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory, nifti: bytes) -> Iterator[Library]:
+    """A service with one scan that has been read, for tests that change nothing."""
+    with open_house(tmp_path_factory.mktemp("library")) as opened:
+        yield Library(opened, opened.ready(nifti))

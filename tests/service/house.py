@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +100,32 @@ class House:
         job = self.catalogue.claim(job_id, "worker", 60)
         assert job is not None
         return self.catalogue.finish(job.id, job.attempt, result, artifacts=artifacts)
+
+
+@dataclass(frozen=True)
+class Library:
+    """A service, and the id of a volume that is ready."""
+
+    house: House
+    volume_id: str
+
+    @property
+    def http(self) -> httpx.Client:
+        """A client of the service."""
+        return self.house.http
+
+    @property
+    def address(self) -> str:
+        """Of the volume."""
+        return f"/v1/volumes/{self.volume_id}"
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Until it holds. Fails when that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not true within {seconds} s"
+        time.sleep(0.005)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from house import House, open_house
+from house import House, Library, open_house
 from problem_checks import assert_problem
 
 import models.errors
@@ -56,8 +56,10 @@ def test_what_json_cannot_hold_is_made_plain() -> None:
         ("GET", "/dashboard/errors.py", 422, "invalid-request"),
     ],
 )
-def test_a_wrong_request_is_a_problem(house: House, method: str, path: str, status: int, code: str) -> None:
-    assert_problem(house.http.request(method, path), status, code)
+def test_a_wrong_request_is_a_problem(
+    library: Library, method: str, path: str, status: int, code: str
+) -> None:
+    assert_problem(library.http.request(method, path), status, code)
 
 
 @pytest.mark.parametrize(
@@ -77,15 +79,15 @@ def test_a_wrong_request_is_a_problem(house: House, method: str, path: str, stat
         (b'{"kind": "' + b"x" * (1 << 20) + b'"}', 413, "body-too-large"),
     ],
 )
-def test_a_wrong_body_is_a_problem(house: House, body: bytes, status: int, code: str) -> None:
-    answer = house.http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+def test_a_wrong_body_is_a_problem(library: Library, body: bytes, status: int, code: str) -> None:
+    answer = library.http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
     assert_problem(answer, status, code)
 
 
-def test_validation_points_at_the_place(house: House) -> None:
-    answer = house.http.post("/v1/jobs", json={"kind": "embed", "parameters": []})
+def test_validation_points_at_the_place(library: Library) -> None:
+    answer = library.http.post("/v1/jobs", json={"kind": "embed", "parameters": []})
     assert assert_problem(answer, 422, "invalid-request")["errors"][0]["pointer"] == "/parameters"
-    answer = house.http.get("/v1/jobs?page_size=many")
+    answer = library.http.get("/v1/jobs?page_size=many")
     assert assert_problem(answer, 422, "invalid-request")["errors"][0]["pointer"] == "#page_size"
 
 
@@ -114,17 +116,17 @@ def test_a_catalogue_that_does_not_answer_is_503_with_a_time_to_return(
     assert int(answer.headers["retry-after"]) >= 1
 
 
-def test_request_ids(house: House) -> None:
-    assert house.http.get("/livez", headers={"X-Request-Id": "abc-1"}).headers["x-request-id"] == "abc-1"
-    ours = house.http.get("/livez", headers={"X-Request-Id": "no good"}).headers["x-request-id"]
+def test_request_ids(library: Library) -> None:
+    assert library.http.get("/livez", headers={"X-Request-Id": "abc-1"}).headers["x-request-id"] == "abc-1"
+    ours = library.http.get("/livez", headers={"X-Request-Id": "no good"}).headers["x-request-id"]
     assert len(ours) == 32
-    assert house.http.get("/livez").headers["x-request-id"] != ours
+    assert library.http.get("/livez").headers["x-request-id"] != ours
 
 
-def test_pages_of_other_sites_may_not_write(house: House) -> None:
+def test_pages_of_other_sites_may_not_write(library: Library) -> None:
     foreign = {"Sec-Fetch-Site": "cross-site"}
-    assert_problem(house.http.post("/v1/volumes", content=b"x", headers=foreign), 403, "cross-site")
-    assert house.http.get("/v1/volumes", headers=foreign).status_code == 200
+    assert_problem(library.http.post("/v1/volumes", content=b"x", headers=foreign), 403, "cross-site")
+    assert library.http.get("/v1/volumes", headers=foreign).status_code == 200
 
 
 def test_only_allowed_hosts_are_answered(tmp_path: Path) -> None:
@@ -133,11 +135,11 @@ def test_only_allowed_hosts_are_answered(tmp_path: Path) -> None:
         assert_problem(house.http.get("/livez", headers={"Host": "evil.example"}), 400, "bad-request")
 
 
-def test_every_problem_type_can_be_looked_up(house: House) -> None:
+def test_every_problem_type_can_be_looked_up(library: Library) -> None:
     for code, (status, title) in MEANINGS.items():
-        assert house.http.get(f"/problems/{code}").json() == {
+        assert library.http.get(f"/problems/{code}").json() == {
             "type": f"/problems/{code}",
             "title": title,
             "status": status,
         }
-    assert_problem(house.http.get("/problems/none"), 404, "not-found")
+    assert_problem(library.http.get("/problems/none"), 404, "not-found")

@@ -6,13 +6,12 @@ import base64
 import hashlib
 import io
 import socket
-import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from house import SHAPE_XYZ, House, nifti_voxels
+from house import SHAPE_XYZ, House, Library, nifti_voxels, wait_until
 from PIL import Image
 from problem_checks import assert_problem
 
@@ -42,7 +41,7 @@ def test_a_scan_is_accepted_and_its_job_rung(house: House, nifti: bytes) -> None
     assert (job["kind"], job["state"], job["volume_id"]) == ("ingest", "queued", volume["id"])
     assert job["id"] == volume["ingest_job"]
     assert (house.root / "uploads" / volume["id"]).read_bytes() == nifti
-    assert house.queue.rung == {job["id"]: 1}
+    wait_until(lambda: house.queue.rung == {job["id"]: 1})
 
 
 def test_a_read_scan_shows_its_geometry(house: House, nifti: bytes) -> None:
@@ -132,13 +131,6 @@ def test_a_cut_connection_leaves_nothing(house: House, nifti: bytes, share: floa
     assert house.send(nifti)
 
 
-def wait_until(condition: object) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_nothing_is_left_when_the_catalogue_does_not_answer(
     house: House, nifti: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,9 +201,8 @@ def test_a_poller_is_told_that_nothing_changed(house: House, nifti: bytes) -> No
 
 
 @pytest.mark.parametrize(("axis", "index"), [("z", 5), ("y", 0), ("x", 19)])
-def test_a_slice_shows_the_voxels(house: House, nifti: bytes, axis: str, index: int) -> None:
-    volume_id = house.ready(nifti)
-    answer = house.http.get(f"/v1/volumes/{volume_id}/slices/{axis}/{index}?window_min=0&window_max=3840")
+def test_a_slice_shows_the_voxels(library: Library, axis: str, index: int) -> None:
+    answer = library.http.get(f"{library.address}/slices/{axis}/{index}?window_min=0&window_max=3840")
     assert answer.headers["content-type"] == "image/png"
     voxels = nifti_voxels().transpose()
     plane = voxels.take(index, axis="zyx".index(axis)).astype(float)
@@ -219,15 +210,14 @@ def test_a_slice_shows_the_voxels(house: House, nifti: bytes, axis: str, index: 
     assert np.abs(shown - plane / 3840 * 255).max() <= 0.5
 
 
-def test_a_slice_of_a_size_has_true_proportions(house: House, nifti: bytes) -> None:
-    volume_id = house.ready(nifti)
-    answer = house.http.get(f"/v1/volumes/{volume_id}/slices/z/0?size=160")
+def test_a_slice_of_a_size_has_true_proportions(library: Library) -> None:
+    answer = library.http.get(f"{library.address}/slices/z/0?size=160")
     assert Image.open(io.BytesIO(answer.content)).size == (100, 160)
     assert answer.headers["x-pixel-spacing"] == "2,1"
 
 
-def test_the_default_window_uses_the_whole_range_of_grey(house: House, nifti: bytes) -> None:
-    answer = house.http.get(f"/v1/volumes/{house.ready(nifti)}/slices/y/8")
+def test_the_default_window_uses_the_whole_range_of_grey(library: Library) -> None:
+    answer = library.http.get(f"{library.address}/slices/y/8")
     shown = np.asarray(Image.open(io.BytesIO(answer.content)))
     assert (shown.min(), shown.max()) == (0, 255)
 
@@ -249,18 +239,18 @@ def test_the_default_window_uses_the_whole_range_of_grey(house: House, nifti: by
         ("z/99999999999999999999", 422, "index-out-of-range"),
     ],
 )
-def test_a_slice_that_is_not_there(house: House, nifti: bytes, look: str, status: int, code: str) -> None:
-    answer = house.http.get(f"/v1/volumes/{house.ready(nifti)}/slices/{look}")
+def test_a_slice_that_is_not_there(library: Library, look: str, status: int, code: str) -> None:
+    answer = library.http.get(f"{library.address}/slices/{look}")
     body = assert_problem(answer, status, code)
     assert body["errors"][0]["pointer"].startswith("#")
 
 
-def test_a_slice_is_not_drawn_again_for_who_has_it(house: House, nifti: bytes) -> None:
-    address = f"/v1/volumes/{house.ready(nifti)}/slices/z/3"
-    first = house.http.get(address)
+def test_a_slice_is_not_drawn_again_for_who_has_it(library: Library) -> None:
+    address = f"{library.address}/slices/z/3"
+    first = library.http.get(address)
     known = {"If-None-Match": f'"other", {first.headers["etag"]}'}
-    assert house.http.get(address, headers=known).status_code == 304
-    assert house.http.get(f"{address}?window_min=1", headers=known).status_code == 200
+    assert library.http.get(address, headers=known).status_code == 304
+    assert library.http.get(f"{address}?window_min=1", headers=known).status_code == 200
     assert "private" in first.headers["cache-control"]
 
 
@@ -274,15 +264,14 @@ def test_slices_and_store_wait_until_the_volume_is_ready(house: House, nifti: by
 # The OME-Zarr store
 
 
-def test_the_store_can_be_read_whole_and_in_ranges(house: House, nifti: bytes) -> None:
-    volume_id = house.ready(nifti)
-    store = next((house.root / "volumes" / volume_id).iterdir())
+def test_the_store_can_be_read_whole_and_in_ranges(library: Library) -> None:
+    store = next((library.house.root / "volumes" / library.volume_id).iterdir())
     content = (store / "0/c/0/0/0").read_bytes()
-    address = f"/v1/volumes/{volume_id}/zarr/0/c/0/0/0"
-    whole = house.http.get(address)
+    address = f"{library.address}/zarr/0/c/0/0/0"
+    whole = library.http.get(address)
     assert whole.content == content
     assert whole.headers["accept-ranges"] == "bytes"
-    head = house.http.head(address)
+    head = library.http.head(address)
     assert (head.status_code, head.content) == (200, b"")
     assert int(head.headers["content-length"]) == len(content)
     for given, part in [
@@ -290,19 +279,19 @@ def test_the_store_can_be_read_whole_and_in_ranges(house: House, nifti: bytes) -
         ("bytes=-20", content[-20:]),
         ("bytes=50-", content[50:]),
     ]:
-        answer = house.http.get(address, headers={"Range": given})
+        answer = library.http.get(address, headers={"Range": given})
         assert (answer.status_code, answer.content) == (206, part)
     known = {"If-None-Match": whole.headers["etag"]}
-    assert house.http.get(address, headers=known).status_code == 304
-    assert house.http.head(address, headers=known).status_code == 304
+    assert library.http.get(address, headers=known).status_code == 304
+    assert library.http.head(address, headers=known).status_code == 304
 
 
-def test_ranges_that_lie_outside_or_mean_nothing(house: House, nifti: bytes) -> None:
-    address = f"/v1/volumes/{house.ready(nifti)}/zarr/zarr.json"
-    answer = house.http.get(address, headers={"Range": "bytes=100000000-"})
+def test_ranges_that_lie_outside_or_mean_nothing(library: Library) -> None:
+    address = f"{library.address}/zarr/zarr.json"
+    answer = library.http.get(address, headers={"Range": "bytes=100000000-"})
     assert_problem(answer, 416, "range-not-satisfiable")
     assert answer.headers["content-range"].startswith("bytes */")
-    assert_problem(house.http.get(address, headers={"Range": "bytes=x"}), 400, "bad-request")
+    assert_problem(library.http.get(address, headers={"Range": "bytes=x"}), 400, "bad-request")
 
 
 @pytest.mark.parametrize(
@@ -328,23 +317,21 @@ def test_ranges_that_lie_outside_or_mean_nothing(house: House, nifti: bytes) -> 
         "x" * 5000,
     ],
 )
-def test_the_store_gives_nothing_else(house: House, nifti: bytes, key: str) -> None:
-    address = urlsplit(str(house.http.base_url))
-    volume_id = house.ready(nifti)
-    request = f"GET /v1/volumes/{volume_id}/zarr/{key} HTTP/1.1\r\nHost: {address.hostname}\r\nConnection: close\r\n\r\n"
-    with connect(house) as connection:
-        connection.sendall(request.encode())
+def test_the_store_gives_nothing_else(library: Library, key: str) -> None:
+    address = urlsplit(str(library.http.base_url))
+    head = f"GET {library.address}/zarr/{key} HTTP/1.1\r\nHost: {address.hostname}\r\nConnection: close"
+    with connect(library.house) as connection:
+        connection.sendall(f"{head}\r\n\r\n".encode())
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 404 ")
     assert b"application/problem+json" in answer
 
 
-def test_only_named_origins_may_read_the_store(house: House, nifti: bytes) -> None:
-    volume_id = house.ready(nifti)
-    address, allow = f"/v1/volumes/{volume_id}/zarr/zarr.json", "access-control-allow-origin"
+def test_only_named_origins_may_read_the_store(library: Library) -> None:
+    address, allow = f"{library.address}/zarr/zarr.json", "access-control-allow-origin"
     ours, theirs = {"Origin": "https://viewer.example"}, {"Origin": "https://evil.example"}
-    assert house.http.get(address, headers=ours).headers[allow] == "https://viewer.example"
-    assert allow not in house.http.get(address, headers=theirs).headers
-    assert allow not in house.http.get(f"/v1/volumes/{volume_id}", headers=ours).headers
+    assert library.http.get(address, headers=ours).headers[allow] == "https://viewer.example"
+    assert allow not in library.http.get(address, headers=theirs).headers
+    assert allow not in library.http.get(f"{library.address}", headers=ours).headers
     preflight = {**ours, "Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "range"}
-    assert house.http.options(address, headers=preflight).status_code == 200
+    assert library.http.options(address, headers=preflight).status_code == 200
