@@ -60,7 +60,7 @@ MEANINGS: dict[str, Meaning] = {
     "index-out-of-range": Meaning(422, "The index lies outside of the volume"),
     "invalid-scan": Meaning(422, "The scan is damaged or inconsistent"),
     "scan-error": Meaning(422, "The scan cannot be read"),
-    "unsafe-archive": Meaning(422, "The archive is not safe to unpack"),
+    "unsafe-archive": Meaning(400, "The archive is not safe to unpack"),
     # jobs
     "invalid-shape": Meaning(422, "The method cannot take this shape"),
     "invalid-config": Meaning(422, "The method cannot take this setting"),
