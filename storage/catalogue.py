@@ -55,6 +55,8 @@ INGEST = "ingest"
 MAX_ATTEMPTS = 3
 RETRY_PAUSE_S = 5.0
 """Pause before the second attempt after a retryable error; four times as long before each further one."""
+UNHEARD_S = 5.0
+"""A ring that nobody confirmed by `rang` is repeated after this: the broker was away."""
 LONGEST_RING_PAUSE_S = 600.0
 SWEEP_LIMIT = 1000
 
@@ -364,8 +366,8 @@ class Catalogue:
         """Take back jobs whose workers are gone, and say for which jobs to ring now.
 
         A job is rung again `ring_after_s` after its last ring, then twice as long each time, up to ten
-        minutes. Call `rang` with those whose message was sent. Any number of processes may sweep: each
-        job is handed to one of them.
+        minutes. Call `rang` with those whose message was sent: for the others the next ring comes after
+        five seconds. Any number of processes may sweep: each job is handed to one of them.
         """
         with self._writing() as connection:
             _take_back(connection)
@@ -561,7 +563,7 @@ def _lock_ids(connection: Connection, where: Iterable[ColumnElement[bool]]) -> l
 
 
 def _ring_pause(first_s: float) -> ColumnElement[float]:
-    """`first_s` for a job rung once or never, twice as long after each further ring, ten minutes at most."""
-    pauses = [min(first_s * 2**rings, LONGEST_RING_PAUSE_S) for rings in range(12)]
-    steps = [(jobs.c.rings <= rings + 1, literal(pause)) for rings, pause in enumerate(pauses)]
+    """After one ring `first_s`, twice as long after each further one, ten minutes at most."""
+    pauses = [min(first_s, UNHEARD_S), *(min(first_s * 2**ring, LONGEST_RING_PAUSE_S) for ring in range(12))]
+    steps = [(jobs.c.rings == rings, literal(pause)) for rings, pause in enumerate(pauses)]
     return cast(case(*steps, else_=literal(LONGEST_RING_PAUSE_S)), Double)

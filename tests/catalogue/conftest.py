@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import subprocess
@@ -14,8 +13,6 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from storage.catalogue import Catalogue
-
-_numbers = itertools.count()
 
 
 def _server_programs() -> Path | None:
@@ -37,7 +34,7 @@ def _as_postgres(*command: str | Path) -> None:
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
-    """A private PostgreSQL server on a unix socket; its URL with `{}` for the database."""
+    """A private PostgreSQL server on a unix socket."""
     programs = _server_programs()
     if programs is None:
         pytest.skip("PostgreSQL's server programs are not installed")
@@ -54,7 +51,7 @@ def postgresql() -> Iterator[str]:
         control = programs / "pg_ctl"
         _as_postgres(control, "-D", data, "-o", options, "-l", folder / "log", "-w", "start")
         try:
-            yield f"postgresql+psycopg://postgres@/{{}}?host={folder}"
+            yield f"postgresql+psycopg://postgres@/postgres?host={folder}"
         finally:
             _as_postgres(control, "-D", data, "-m", "immediate", "-w", "stop")
     finally:
@@ -67,12 +64,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'catalogue.db'}"
     server: str = request.getfixturevalue("postgresql")
-    name = f"test_{next(_numbers)}"
-    admin = create_engine(server.format("postgres"), isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    admin.dispose()
-    return server.format(name)
+    engine = create_engine(server)
+    with engine.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    engine.dispose()
+    return server
 
 
 @pytest.fixture

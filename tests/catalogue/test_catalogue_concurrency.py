@@ -15,7 +15,7 @@ from storage.errors import CatalogueUnavailable, JobCancelled, LeaseLost
 from storage.jobs import JobState
 
 SPAWN = multiprocessing.get_context("spawn")
-PROCESSES = 3
+PROCESSES = 2
 JOBS = 60
 
 

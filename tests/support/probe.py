@@ -13,6 +13,7 @@ from workers.jobs.base import Kind, Outcome, Parameters, Result
 
 class ProbeParameters(Parameters):
     number: int = 0
+    pause_s: float = 0.0
 
 
 class ProbeResult(Result):
@@ -41,7 +42,7 @@ class Probe(Kind[ProbeParameters]):
 
 
 class Log(Probe):
-    """Writes a line for each run to `log.txt` in the data root, so that runs can be counted."""
+    """Writes a line for each run to `log.txt` in the data root, so that runs can be counted; may dawdle."""
 
     name = "log"
 
@@ -61,6 +62,7 @@ class Wait(Probe):
 def _log(context: JobContext) -> Outcome:
     with (context.data_root / "log.txt").open("a") as file:
         file.write(f"{context.job.id}\n")
+    time.sleep(context.job.parameters.get("pause_s", 0))
     return Outcome(ProbeResult(number=context.job.parameters.get("number", 0)))
 
 

@@ -18,7 +18,7 @@ PROBES = "support.probe_worker"
 def test_from_the_ring_to_the_result(
     truth: Catalogue, bell: Bell, start_worker: StartWorker, tmp_path: Path
 ) -> None:
-    worker = start_worker(PROBES)
+    worker = start_worker(PROBES, presence_s=0.1)
     until(truth.workers)
     (record,) = truth.workers()
     assert (record.name, record.device, record.kinds) == ("w1@test", "cpu", ("log", "wait"))
@@ -31,6 +31,8 @@ def test_from_the_ring_to_the_result(
     assert [job.result for job in ended] == [{"number": float(number)} for number in range(10)]
     assert {(job.worker, job.attempt) for job in ended} == {("w1@test", 1)}
     assert sorted((tmp_path / "log.txt").read_text().split()) == [job.id for job in jobs]
+    (before,) = truth.workers()
+    until(lambda: truth.workers()[0].last_seen > before.last_seen)
     assert worker.stop() == 0
 
 
@@ -62,10 +64,3 @@ def test_a_pool_process_that_dies_costs_one_attempt(
     until(lambda: truth.job(endless.id).attempt == 2)
     truth.request_cancel(endless.id)
     assert bell.ended(endless).state is JobState.CANCELLED
-
-
-def test_a_worker_shows_that_it_lives(truth: Catalogue, start_worker: StartWorker) -> None:
-    start_worker(PROBES, presence_s=0.1)
-    until(truth.workers)
-    (before,) = truth.workers()
-    until(lambda: truth.workers()[0].last_seen > before.last_seen)
