@@ -6,6 +6,7 @@ Only the header is read, within bounds; pixel data are found, measured and left 
 from __future__ import annotations
 
 import io
+import logging
 import math
 import struct
 import tempfile
@@ -150,7 +151,7 @@ def read_header(tree: Tree, member: Member, limits: Limits) -> tuple[Any, PixelL
 
     Raises InvalidScan for a damaged file, ScanTooLarge, UnsupportedScan.
     """
-    with damage_named(member), header_errors(member), open_plain(tree, member, limits, once=True) as file:
+    with damage_named(member), decoder_errors(member), open_plain(tree, member, limits, once=True) as file:
         import pydicom  # noqa: PLC0415 - slow to import
 
         bounded = _Bounded(file)
@@ -182,16 +183,26 @@ def open_plain(tree: Tree, member: Member, limits: Limits, *, once: bool = False
 
 
 @contextmanager
-def header_errors(member: Member) -> Iterator[None]:
-    """Turn whatever a parser makes of hostile bytes into InvalidScan with the file's name."""
+def decoder_errors(member: Member) -> Iterator[None]:
+    """Turn whatever pydicom and its plugins make of hostile bytes into InvalidScan with the file's name.
+
+    A panic of a plugin written in Rust is no `Exception`. pydicom's log is silenced meanwhile: it quotes
+    values that it does not like, and they may identify a patient.
+    """
+    logger = logging.getLogger("pydicom")
+    disabled, logger.disabled = logger.disabled, True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except (StorageError, OSError):
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
+            raise
         raise InvalidScan(f"{member.name!r} is damaged: {type(error).__name__}: {error}") from error
+    finally:
+        logger.disabled = disabled
 
 
 def modality_lut(dataset: Any) -> ModalityLut | None:

@@ -13,7 +13,7 @@ from storage.errors import InvalidScan
 from storage.readers import jpeg2000
 from storage.readers.archives import Member, Tree, damage_named
 from storage.readers.base import Limits, Voxels
-from storage.readers.dicom_instance import Instance, PixelLayout, Plane, header_errors, open_plain
+from storage.readers.dicom_instance import Instance, PixelLayout, Plane, decoder_errors, open_plain
 
 JPEG_2000_LOSSLESS = "1.2.840.10008.1.2.4.90"
 ITEM = b"\xfe\xff\x00\xe0"
@@ -39,7 +39,7 @@ class PixelReader:
 
         Raises InvalidScan, with the file's name, when they do not decode to what the header says.
         """
-        with damage_named(plane.instance.member), header_errors(plane.instance.member):
+        with damage_named(plane.instance.member), decoder_errors(plane.instance.member):
             picture = self._picture(plane.instance, plane.frame)
         if plane.tile is None:
             return picture

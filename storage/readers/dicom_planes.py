@@ -19,7 +19,7 @@ from storage.readers.base import Limits
 from storage.readers.dicom_instance import (
     Instance,
     Plane,
-    header_errors,
+    decoder_errors,
     kept_metadata,
     modality_lut,
     numbers,
@@ -37,7 +37,7 @@ def read_planes(tree: Tree, member: Member, limits: Limits) -> list[Plane]:
     if header is None:
         return []
     dataset, pixels = header
-    with header_errors(member):
+    with decoder_errors(member):
         instance = Instance(
             member=member,
             uid=str(dataset.get("SOPInstanceUID") or ""),

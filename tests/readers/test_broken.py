@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from whole_scans import manifest, peak_rss_bytes, read_whole
 
 from storage.errors import (
     EmptyUpload,
@@ -20,7 +21,6 @@ from storage.errors import (
 )
 from storage.readers import identify, open_scan
 from storage.readers.base import Limits
-from whole_scans import manifest, peak_rss_bytes, read_whole
 
 LIMITS = Limits(decoded_bytes=1 << 30)
 EXTRA_BYTES = 300 << 20

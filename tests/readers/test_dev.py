@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from whole_scans import manifest, read_whole
 
 from storage.errors import UnsupportedScan
 from storage.readers import identify
-from whole_scans import manifest, read_whole
 
 REFUSED = {
     "dicom/no-pixel-data.dcm": "a structured report has no pixels",
@@ -69,7 +69,7 @@ READABLE = [
 
 
 def expected_shape(text: str) -> tuple[int, ...]:
-    """(x, y, z) or (x, y, z, frames): single pictures are one slice, trailing axes of length 1 are dropped."""
+    """(x, y, z[, frames]): single pictures are one slice, trailing axes of length 1 are dropped."""
     sizes = [int(size) for size in text.split("x")]
     while len(sizes) > 3 and sizes[-1] == 1:
         sizes.pop()
@@ -142,7 +142,7 @@ def test_agrees_with_nibabel_to_the_last_bit(shared_data: Path, file: str) -> No
         "LittleEndianImplicit", "BigEndianExplicit", "DeflatedExplicitVRLittleEndian", "RLELossless",
         "JPEG2000LosslessOnly")],
     ["dicom/mr_generic_rle", "dicom/mr_generic_jpeg", "dicom/mr_generic_j2k"],
-    ["dicom/pydicom/emri_small.dcm", "dicom/pydicom/emri_small_RLE.dcm", "dicom/pydicom/emri_small_big_endian.dcm"],
+    [f"dicom/pydicom/emri_small{name}.dcm" for name in ("", "_RLE", "_big_endian")],
     ["nifti/big.nii.gz", "nifti/little.nii.gz"],
     ["zarr/example_ct_v3.zarr", "nifti/example_ct.nii.gz"],
 ], ids=lambda group: group[0])  # fmt: skip

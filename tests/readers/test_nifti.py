@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import itertools
 import math
@@ -199,9 +200,5 @@ def test_hostile_headers_raise_nothing_but_storage_errors(
     data = bytes(content[: len(content) - max(0, cut - 300)])
     path = tmp_path / "scan"
     path.write_bytes(gzip.compress(data) if packed else data)
-    try:
-        whole = read_whole(path, Limits(decoded_bytes=1 << 20))
-    except StorageError as error:
-        assert str(error)
-    else:
-        assert whole.voxels.nbytes <= 1 << 20
+    with contextlib.suppress(StorageError):
+        assert read_whole(path, Limits(decoded_bytes=1 << 20)).voxels.nbytes <= 1 << 20

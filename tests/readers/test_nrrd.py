@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,5 @@ def test_hostile_headers_raise_nothing_but_storage_errors(tmp_path: Path, offset
     content = bytearray(path.read_bytes())
     content[offset : offset + len(data)] = data
     path.write_bytes(content)
-    try:
-        read_whole(path, Limits(decoded_bytes=1 << 20))
-    except StorageError as error:
-        assert str(error)
+    with contextlib.suppress(StorageError):
+        assert read_whole(path, Limits(decoded_bytes=1 << 20)).voxels.nbytes <= 1 << 20
