@@ -22,9 +22,10 @@ from zarr.storage import LocalStore, ZipStore
 
 from storage.errors import InvalidScan
 from storage.grid import VoxelGrid
-from storage.readers.archives import Tree, is_zip, open_tree, open_zip
+from storage.readers.archives import Member, Tree, damage_named, is_zip, open_tree, open_zip
 from storage.readers.base import Frames, Limits, ScanHeader, Slab, Voxels
 from storage.readers.scan import OpenScan, check_size, stack
+from storage.readers.zarr_chunks import check_stored
 from storage.readers.zarr_metadata import (
     FRAME_AXES,
     MARKERS,
@@ -54,7 +55,8 @@ class ZarrReader:
 
     def open(self, path: Path, limits: Limits) -> ZarrScan:
         """Judge the metadata, count the chunks, open the array. See `Reader.open`."""
-        with ExitStack() as resources, open_tree(path, limits) as tree:
+        with ExitStack() as resources:
+            tree = resources.enter_context(open_tree(path, limits))
             plan = plan_array(tree, limits)
             places = _places(plan)
             frames = _frames(plan, places)
@@ -62,12 +64,13 @@ class ZarrReader:
             grid = _grid(plan, places, warnings)
             check_size(grid.shape, frames.count if frames else 1, plan.dtype.itemsize, limits)
             metadata = {"zarr_format": plan.zarr_format, "ome_zarr": plan.ome_version}
-            metadata |= _count_chunks(tree, plan, warnings)
+            stored = _stored_chunks(tree, plan)
+            metadata |= _count_chunks(stored, plan, warnings)
             header = ScanHeader(self.name, grid, _delivered(plan.dtype), frames, metadata)
             store = ZipStore(path, mode="r") if is_zip(path) else LocalStore(path, read_only=True)
             resources.callback(store.close)
-            array = _open_array(store, plan)
-            return ZarrScan(header, warnings, resources.pop_all(), array, plan, places, limits)
+            chunks = Chunks(tree, _open_array(store, plan), plan, stored)
+            return ZarrScan(header, warnings, resources.pop_all(), chunks, places, limits)
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,12 @@ class ZarrScan(OpenScan):
         header: ScanHeader,
         warnings: list[str],
         resources: ExitStack,
-        array: Any,
-        plan: ArrayPlan,
+        chunks: Chunks,
         places: Places,
         limits: Limits,
     ) -> None:
         super().__init__(header, warnings, resources)
-        self._array, self._plan, self._places, self._limits = array, plan, places, limits
+        self._chunks, self._places, self._limits = chunks, places, limits
 
     def slabs(self, depth: int) -> Iterator[Slab]:
         """See `Scan.slabs`."""
@@ -101,8 +103,8 @@ class ZarrScan(OpenScan):
 
     def _planes(self, frames: int, depth: int) -> Iterator[Voxels]:
         count, *plane = self.header.grid.shape
-        block = self._plan.chunks[self._places.space[0]]
-        if block * math.prod(plane) * self._plan.dtype.itemsize > self._limits.plane_bytes:
+        block = self._chunks.plan.chunks[self._places.space[0]]
+        if block * math.prod(plane) * self._chunks.plan.dtype.itemsize > self._limits.plane_bytes:
             block = depth
         for frame in range(frames):
             for start in range(0, count, block):
@@ -110,35 +112,58 @@ class ZarrScan(OpenScan):
 
     def _block(self, frame: int, start: int, stop: int) -> Voxels:
         """Planes `start ... stop` (d, y, x) of a frame."""
-        region = [slice(0, size) for size in self._plan.shape]
+        region = [slice(0, size) for size in self._chunks.plan.shape]
         region[self._places.space[0]] = slice(start, stop)
         if self._places.frame is not None:
             region[self._places.frame] = slice(frame, frame + 1)
-        voxels = self._read(tuple(region))
+        voxels = self._chunks.read(tuple(region))
         spare = [axis for axis in range(voxels.ndim) if axis not in self._places.space]
         ordered: Voxels = voxels.transpose([*spare, *self._places.space])
         return ordered.reshape(ordered.shape[-3:]).astype(self.header.dtype, copy=False)
 
-    def _read(self, region: tuple[slice, ...]) -> Voxels:
+
+class Chunks:
+    """An array whose stored files (by place in the grid) are looked at before zarr-python unpacks them."""
+
+    def __init__(
+        self, tree: Tree, array: Any, plan: ArrayPlan, stored: dict[tuple[int, ...], Member]
+    ) -> None:
+        self.plan = plan
+        self._tree, self._array, self._stored = tree, array, stored
+        self._sound: set[tuple[int, ...]] = set()
+
+    def read(self, region: tuple[slice, ...]) -> Voxels:
+        """The voxels of a region. Raises ScanTooLarge or InvalidScan, naming the chunk."""
+        places = list(self._places(region))
+        for place in places:
+            self._check(place)
         try:
             return np.asarray(self._array[region])
         except Exception as error:
-            raise InvalidScan(self._culprit(region, error)) from error
+            raise InvalidScan(self._culprit(places, error)) from error
 
-    def _culprit(self, region: tuple[slice, ...], error: Exception) -> str:
-        """Which chunk of a region cannot be read, and why."""
-        ranges = [
-            range(each.start // chunk, -(-each.stop // chunk))
-            for each, chunk in zip(region, self._plan.chunks, strict=True)
-        ]
-        for place in itertools.product(*ranges):
-            steps = zip(place, self._plan.chunks, self._plan.shape, strict=True)
+    def _places(self, region: tuple[slice, ...]) -> Iterator[tuple[int, ...]]:
+        """The places in the grid of chunks that a region touches."""
+        steps = zip(region, self.plan.chunks, strict=True)
+        return itertools.product(*(range(each.start // step, -(-each.stop // step)) for each, step in steps))
+
+    def _check(self, place: tuple[int, ...]) -> None:
+        member = self._stored.get(place)
+        if member is None or place in self._sound:
+            return
+        with damage_named(member), self._tree.open(member) as file:
+            check_stored(file, member.size, self.plan.packing, member.name)
+        self._sound.add(place)
+
+    def _culprit(self, places: list[tuple[int, ...]], error: Exception) -> str:
+        """Which of the chunks cannot be read, and why."""
+        for place in places:
+            steps = zip(place, self.plan.chunks, self.plan.shape, strict=True)
             chunk = tuple(slice(at * step, min((at + 1) * step, size)) for at, step, size in steps)
             try:
                 self._array[chunk]
             except Exception as cause:
-                key = self._array.metadata.encode_chunk_key(place)
-                return f"corrupt chunk {key}: {cause}"
+                return f"corrupt chunk {self._array.metadata.encode_chunk_key(place)}: {cause}"
         return f"the array cannot be read: {error}"
 
 
@@ -202,15 +227,25 @@ def _grid(plan: ArrayPlan, places: Places, warnings: list[str]) -> VoxelGrid:
     return VoxelGrid(shape, (spacing[0], spacing[1], spacing[2]))
 
 
-def _count_chunks(tree: Tree, plan: ArrayPlan, warnings: list[str]) -> dict[str, int]:
-    """How many chunks there should be and how many are absent, from the names that exist."""
-    total = math.prod(plan.grid)
-    present = 0
+def _stored_chunks(tree: Tree, plan: ArrayPlan) -> dict[tuple[int, ...], Member]:
+    """The files that are chunks of the array, by their place in its grid, from the names that exist."""
+    stored = {}
     for member in tree.members:
         found = plan.key.fullmatch(member.name)
-        if found and all(int(at) < size for at, size in zip(found.groups(), plan.grid, strict=True)):
-            present += 1
-    if present < total:
+        if found:
+            place = tuple(int(at) for at in found.groups())
+            if all(at < size for at, size in zip(place, plan.grid, strict=True)):
+                stored[place] = member
+    return stored
+
+
+def _count_chunks(
+    stored: dict[tuple[int, ...], Member], plan: ArrayPlan, warnings: list[str]
+) -> dict[str, int]:
+    """How many chunks there should be, and how many are absent."""
+    total = math.prod(plan.grid)
+    absent = total - len(stored)
+    if absent:
         fill = 0 if plan.fill_value is None else plan.fill_value
-        warnings.append(f"{total - present} of {total} chunks absent (reads as fill value {fill})")
-    return {"chunks": total, "chunks_absent": total - present}
+        warnings.append(f"{absent} of {total} chunks absent (reads as fill value {fill})")
+    return {"chunks": total, "chunks_absent": absent}

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -20,12 +20,15 @@ import numpy as np
 from storage.errors import InvalidScan, ScanTooLarge, UnsupportedScan
 from storage.readers.archives import Tree, check_inside
 from storage.readers.base import Limits
+from storage.readers.zarr_chunks import Packing
 
 MARKERS = ("zarr.json", ".zarray", ".zgroup")
 METADATA_BYTES = 16 << 20
 MAX_CHUNKS = 1 << 24
-CODECS = {"bytes", "gzip", "zstd", "blosc", "crc32c", "sharding_indexed", "transpose"}
-COMPRESSORS = {"blosc", "gzip", "zlib", "zstd", "lz4", "bz2"}
+COMPRESSING = {"gzip", "zstd", "blosc"}
+CODECS = {"bytes", "crc32c", "sharding_indexed", "transpose"} | COMPRESSING
+INDEX_CODECS = ["bytes", "crc32c"]
+COMPRESSORS = {"blosc", "gzip", "zlib", "zstd", "lz4"}
 DTYPES_V3 = {
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
     "float16", "float32", "float64",
@@ -61,6 +64,7 @@ class ArrayPlan:
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
     dtype: np.dtype[Any]
+    packing: Packing
     key: re.Pattern[str]
     fill_value: Any
     axes: tuple[Axis, ...]
@@ -73,6 +77,16 @@ class ArrayPlan:
     def grid(self) -> tuple[int, ...]:
         """How many chunks along each axis."""
         return tuple(-(-size // chunk) for size, chunk in zip(self.shape, self.chunks, strict=True))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an array is cut into stored objects: their shape, the voxels' type, the keys' pattern, the packing."""
+
+    chunks: tuple[int, ...]
+    dtype: np.dtype[Any]
+    key: str
+    packing: Packing
 
 
 def is_marker(name: str) -> bool:
@@ -155,8 +169,8 @@ class _Store:
         version = 3 if "node_type" in node else 2
         try:
             shape = _sizes(node["shape"], "shape")
-            chunks, inner, dtype, key = (_layout_3 if version == 3 else _layout_2)(node)
-            _check_extent(shape, chunks, inner, dtype, self._limits)
+            layout = (_layout_3 if version == 3 else _layout_2)(node)
+            _check_extent(shape, layout, self._limits)
             axes, scale, translation = _axes(image, node, own, len(shape))
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
             raise InvalidScan(
@@ -167,9 +181,10 @@ class _Store:
             path=prefix.rstrip("/"),
             zarr_format=version,
             shape=shape,
-            chunks=chunks,
-            dtype=dtype,
-            key=re.compile(re.escape(prefix) + key),
+            chunks=layout.chunks,
+            dtype=layout.dtype,
+            packing=layout.packing,
+            key=re.compile(re.escape(prefix) + layout.key),
             fill_value=node.get("fill_value"),
             axes=axes,
             scale=scale,
@@ -191,8 +206,8 @@ def _sizes(value: Any, what: str) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _layout_3(node: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...], np.dtype[Any], str]:
-    """(chunks, inner chunks, dtype, pattern of the chunk keys) of Zarr v3 metadata."""
+def _layout_3(node: dict[str, Any]) -> Layout:
+    """What Zarr v3 metadata say of the chunks."""
     if not isinstance(node["data_type"], str) or node["data_type"] not in DTYPES_V3:
         raise UnsupportedScan(
             f"Zarr data type {node['data_type']!r} is not handled; use integers, float32 or float64"
@@ -202,18 +217,19 @@ def _layout_3(node: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...], n
     if node.get("storage_transformers"):
         raise UnsupportedScan("Zarr storage transformers are not handled")
     chunks = _sizes(node["chunk_grid"]["configuration"]["chunk_shape"], "chunk_shape")
-    inner = _check_codecs(node["codecs"], chunks)
+    dtype = np.dtype(node["data_type"])
     encoding = node["chunk_key_encoding"]
     name = encoding["name"]
     if name not in ("default", "v2"):
         raise UnsupportedScan(f"Zarr chunk key encoding {name!r} is not handled")
     separator = (encoding.get("configuration") or {}).get("separator", "/" if name == "default" else ".")
     prefix = f"c{re.escape(separator)}" if name == "default" else ""
-    return chunks, inner, np.dtype(node["data_type"]), prefix + _coordinates(separator, len(chunks))
+    packing = _packing(node["codecs"], chunks, dtype.itemsize)
+    return Layout(chunks, dtype, prefix + _coordinates(separator, len(chunks)), packing)
 
 
-def _layout_2(node: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...], np.dtype[Any], str]:
-    """(chunks, the same, dtype, pattern of the chunk keys) of Zarr v2 metadata."""
+def _layout_2(node: dict[str, Any]) -> Layout:
+    """What Zarr v2 metadata say of the chunks."""
     if not isinstance(node["dtype"], str) or not DTYPE_V2.fullmatch(node["dtype"]):
         raise UnsupportedScan(
             f"Zarr data type {node['dtype']!r} is not handled; use integers, float32 or float64"
@@ -223,13 +239,9 @@ def _layout_2(node: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...], n
     compressor = node.get("compressor")
     if compressor is not None and compressor["id"] not in COMPRESSORS:
         raise UnsupportedScan(f"Zarr compressor {compressor['id']!r} is not handled")
-    chunks = _sizes(node["chunks"], "chunks")
-    return (
-        chunks,
-        chunks,
-        np.dtype(node["dtype"]),
-        _coordinates(node.get("dimension_separator", "."), len(chunks)),
-    )
+    chunks, dtype = _sizes(node["chunks"], "chunks"), np.dtype(node["dtype"])
+    packing = Packing(compressor and compressor["id"], math.prod(chunks) * dtype.itemsize)
+    return Layout(chunks, dtype, _coordinates(node.get("dimension_separator", "."), len(chunks)), packing)
 
 
 def _coordinates(separator: str, count: int) -> str:
@@ -240,39 +252,39 @@ def _names(entries: Iterable[Any], key: str) -> str:
     return ", ".join(str(entry.get(key)) if isinstance(entry, dict) else str(entry) for entry in entries)
 
 
-def _check_codecs(codecs: Sequence[dict[str, Any]], chunks: tuple[int, ...]) -> tuple[int, ...]:
-    """The chunk that is decoded at once; looks into shards. Raises UnsupportedScan for other codecs."""
-    inner = chunks
-    for codec in codecs:
-        if codec["name"] not in CODECS:
-            raise UnsupportedScan(
-                f"Zarr codec {codec['name']!r} is not handled; use {', '.join(sorted(CODECS))}"
-            )
-        if codec["name"] == "sharding_indexed":
-            configuration = codec["configuration"]
-            _check_codecs(configuration.get("index_codecs", []), chunks)
-            inner = _check_codecs(
-                configuration["codecs"], _sizes(configuration["chunk_shape"], "chunk_shape")
-            )
-    return inner
+def _packing(codecs: Sequence[dict[str, Any]], chunks: tuple[int, ...], itemsize: int) -> Packing:
+    """How the chunks are stored, shards included. Raises UnsupportedScan for codecs that are not known here."""
+    names = [codec["name"] for codec in codecs]
+    for name in names:
+        if name not in CODECS:
+            raise UnsupportedScan(f"Zarr codec {name!r} is not handled; use {', '.join(sorted(CODECS))}")
+    compressors = [name for name in names if name in COMPRESSING]
+    if len(compressors) > 1 or ("sharding_indexed" in names and len(names) > 1):
+        raise UnsupportedScan(f"Zarr codecs {', '.join(names)} are not handled together")
+    if "sharding_indexed" not in names:
+        return Packing(compressors[0] if compressors else None, math.prod(chunks) * itemsize)
+    shard = codecs[0]["configuration"]
+    if [codec["name"] for codec in shard["index_codecs"]] != INDEX_CODECS:
+        raise UnsupportedScan(f"Zarr shards need an index coded by {' and '.join(INDEX_CODECS)}")
+    inner = _sizes(shard["chunk_shape"], "chunk_shape of shards")
+    if len(inner) != len(chunks) or any(outer % step for outer, step in zip(chunks, inner, strict=True)):
+        raise InvalidScan(f"bad Zarr metadata: shards of {chunks} cannot hold whole chunks of {inner}")
+    packing = _packing(shard["codecs"], inner, itemsize)
+    if packing.inner is not None:
+        raise UnsupportedScan("Zarr shards inside of shards are not handled")
+    count = math.prod(outer // step for outer, step in zip(chunks, inner, strict=True))
+    return replace(packing, inner=count, index_at_end=shard.get("index_location", "end") == "end")
 
 
-def _check_extent(
-    shape: tuple[int, ...],
-    chunks: tuple[int, ...],
-    inner: tuple[int, ...],
-    dtype: np.dtype[Any],
-    limits: Limits,
-) -> None:
-    if not len(shape) == len(chunks) == len(inner):
-        raise InvalidScan(f"bad Zarr metadata: shape {shape} and chunks {chunks} have different lengths")
-    declared = math.prod(shape) * dtype.itemsize
+def _check_extent(shape: tuple[int, ...], layout: Layout, limits: Limits) -> None:
+    if len(shape) != len(layout.chunks):
+        raise InvalidScan(f"bad Zarr metadata: shape {shape}, chunks {layout.chunks} of different lengths")
+    declared = math.prod(shape) * layout.dtype.itemsize
     if declared > limits.decoded_bytes:
         raise ScanTooLarge("declared size of the Zarr array", declared, limits.decoded_bytes)
-    chunk = math.prod(inner) * dtype.itemsize
-    if chunk > limits.plane_bytes:
-        raise ScanTooLarge("one chunk of the Zarr array", chunk, limits.plane_bytes)
-    count = math.prod(-(-size // step) for size, step in zip(shape, chunks, strict=True))
+    if layout.packing.chunk_bytes > limits.plane_bytes:
+        raise ScanTooLarge("one chunk of the Zarr array", layout.packing.chunk_bytes, limits.plane_bytes)
+    count = math.prod(-(-size // step) for size, step in zip(shape, layout.chunks, strict=True))
     if count > MAX_CHUNKS:
         raise InvalidScan(f"{count} chunks are declared, at most {MAX_CHUNKS} are read; use larger chunks")
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+import numcodecs
 import numpy as np
 import pytest
+import tensorstore
 import zarr
 from whole_scans import ramp, read_whole
 
 from storage.errors import InvalidScan, ScanTooLarge, UnsafeArchive, UnsupportedScan
 from storage.readers import identify, open_scan
 from storage.readers.base import Limits
+from storage.readers.zarr_chunks import unpacked_size
 
 SHAPE = (6, 5, 4)
 MM = "millimeter"
@@ -175,7 +180,7 @@ def test_absent_chunks_are_counted_without_listing_them(tmp_path: Path) -> None:
     ({"shape": [6, 5, -4]}, InvalidScan, "positive integers"),
     ({"shape": [6, 5, 4.0]}, InvalidScan, "positive integers"),
     ({"shape": [6, 5, True]}, InvalidScan, "positive integers"),
-    ({"shape": [6, 5]}, InvalidScan, "different lengths"),
+    ({"shape": [6, 5]}, InvalidScan, "of different lengths"),
     ({"shape": [1 << 20, 1 << 20, 1 << 20]}, ScanTooLarge, "declared size"),
     ({"data_type": "complex64"}, UnsupportedScan, "complex64"),
     ({"data_type": {"name": "numpy.datetime64"}}, UnsupportedScan, "not handled"),
@@ -233,3 +238,59 @@ def test_a_chunk_deeper_than_memory_allows_is_read_in_parts(tmp_path: Path) -> N
     np.testing.assert_array_equal(read_whole(path, limits, depth=3).voxels[0], data)
     with pytest.raises(ScanTooLarge, match="one chunk"):
         open_scan(path, Limits(plane_bytes=8 * 2 * 2 * 2 - 1))
+
+
+BOMB = bytes(64 << 20)
+PACKERS = {
+    "zstd": (zarr.codecs.ZstdCodec(), numcodecs.Zstd()),
+    "gzip": (zarr.codecs.GzipCodec(), numcodecs.GZip()),
+    "blosc": (zarr.codecs.BloscCodec(), numcodecs.Blosc()),
+}
+
+
+@pytest.mark.parametrize("name", PACKERS)
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_chunk_that_unpacks_to_more_than_itself_is_never_unpacked(
+    tmp_path: Path, name: str, sharded: bool
+) -> None:
+    codec, packer = PACKERS[name]
+    data = np.random.default_rng(2).integers(0, 99, (32, 32, 32)).astype("i2")
+    options = {"chunks": (16, 16, 16), "shards": (32, 32, 32)} if sharded else {"chunks": (32, 32, 32)}
+    path = save_array(tmp_path / "a.zarr", data, compressors=codec, **options)
+    np.testing.assert_array_equal(read_whole(path).voxels[0], data)
+    chunk = path / "c/0/0/0"
+    bomb = bytes(packer.encode(BOMB))
+    if sharded:
+        index = struct.pack("<16Q", 0, len(bomb), *[(1 << 64) - 1] * 14)
+        bomb += index + struct.pack("<L", google_crc32c.value(index))
+    chunk.write_bytes(bomb)
+    with pytest.raises(ScanTooLarge, match="'c/0/0/0', unpacked"):
+        read_whole(path)
+
+
+def test_frames_of_zstd_are_summed_whether_they_name_their_size_or_not() -> None:
+    frame = bytes(numcodecs.Zstd().encode(bytes(1 << 20)))
+    assert unpacked_size(frame * 3, "zstd", 1 << 30) == 3 << 20
+    unnamed = frame[:4] + bytes([frame[4] & 0x1F]) + b"\x50" + frame[9 if frame[4] >> 5 & 1 else 10 :]
+    assert unpacked_size(unnamed, "zstd", 1 << 30) >= 1 << 20
+
+
+def test_stores_of_other_writers_are_read(tmp_path: Path) -> None:
+    data = np.random.default_rng(4).integers(0, 99, (64, 64, 64)).astype("i2")
+    codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "zstd"}]
+    shard = {"chunk_shape": [16, 16, 16], "codecs": codecs}
+    store = tensorstore.open(
+        {
+            "driver": "zarr3",
+            "kvstore": {"driver": "file", "path": str(tmp_path / "a.zarr")},
+            "metadata": {
+                "shape": list(data.shape),
+                "data_type": "int16",
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [32, 32, 32]}},
+                "codecs": [{"name": "sharding_indexed", "configuration": shard}],
+            },
+        },
+        create=True,
+    ).result()
+    store[...] = data
+    np.testing.assert_array_equal(read_whole(tmp_path / "a.zarr").voxels[0], data)
