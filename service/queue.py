@@ -54,7 +54,6 @@ class CeleryQueue:
         """Whether the broker answers."""
         try:
             with self._app.connection_for_write() as connection:
-                connection.ensure_connection(max_retries=1, timeout=_TIMEOUT_S)
                 connection.default_channel.client.ping()
         except Exception as error:  # whatever the transport raises means: it does not answer
             log.warning("the broker does not answer: %s", error)
@@ -81,7 +80,14 @@ class MemoryQueue:
 
 
 def _transport_options(broker_url: str) -> dict[str, Any]:
-    options: dict[str, Any] = {"socket_timeout": _TIMEOUT_S, "max_retries": 0}
+    """Give up soon: one retry, at once (0 retries would mean for ever)."""
+    options: dict[str, Any] = {
+        "socket_timeout": _TIMEOUT_S,
+        "max_retries": 1,
+        "interval_start": 0,
+        "interval_step": 0,
+        "interval_max": 0,
+    }
     if not broker_url.startswith("redis+socket"):
         options["socket_connect_timeout"] = _TIMEOUT_S
     return options

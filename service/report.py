@@ -75,4 +75,5 @@ def _certificate(certificate: dict[str, Any]) -> str:
         return f"{overall['note']} ({tested})"
     bound = overall["upper_bound"]
     most = overall["note"] if bound is None else f"at most {bound:.3g} at {certificate['confidence']:.0%}"
-    return f"centred error {overall['centred_error']:.3g}; {most} ({tested})"
+    scale = "0 is exact, 1 as good as the mean"
+    return f"centred error {overall['centred_error']:.3g} ({scale}); {most} ({tested})"

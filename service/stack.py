@@ -122,6 +122,8 @@ class Child:
     def _bury(self) -> None:
         """Kill whatever is left of its process group, and forget it."""
         assert self.process is not None
+        assert self.process.stdin is not None
+        self.process.stdin.close()
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -242,15 +244,16 @@ class Stack:
 
 def broker_arguments(settings: ServiceSettings) -> list[str]:
     """A Valkey or Redis server on a unix socket, its queue on disk (append-only file, synced each second)."""
-    path = settings.broker_socket
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path, folder = settings.broker_socket, settings.data_root / "run"
+    for needed in (path.parent, folder):
+        needed.mkdir(mode=0o700, parents=True, exist_ok=True)
     if path.parent.stat().st_uid != os.getuid():
         raise StackError(f"{path.parent} belongs to another user; remove it, or choose another data root")
     options = {
         "port": "0",
         "unixsocket": str(path),
         "unixsocketperm": "700",
-        "dir": str(settings.data_root / "run"),
+        "dir": str(folder),
         "save": "",
         "appendonly": "yes",
         "appendfsync": "everysec",

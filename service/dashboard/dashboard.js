@@ -1,6 +1,6 @@
 // The dashboard: draws scans and jobs from the API, and asks again politely (ETag, pauses when hidden).
 
-const BUSY_MS = 1000, IDLE_MS = 5000, HEALTH_MS = 10000, PAGE_SIZE = 24;
+const BUSY_MS = 1000, IDLE_MS = 3000, HEALTH_MS = 10000, PAGE_SIZE = 24;
 const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 const TONE = {
   ready: "good", succeeded: "good", rejected: "bad", quarantined: "bad", failed: "bad",
@@ -48,26 +48,32 @@ function duration(seconds) {
 
 const between = (start, end) => (new Date(end ?? Date.now()) - new Date(start)) / 1000;
 const clock = (time) => new Date(time).toLocaleString();
-const worded = (name) => name.replace(/_(bytes|s|seconds)$/, "").replaceAll("_", " ");
+const worded = (name) => name.replace(/_(bytes|s|seconds|mm)$/, "").replaceAll("_", " ");
 
 function valueInWords(name, value) {
   if (value === null) return "not known";
-  if (Array.isArray(value)) return value.join(", ");
+  if (Array.isArray(value)) {
+    const joined = value.map((part) => valueInWords("", part)).join(", ");
+    return name.endsWith("_mm") ? `${joined} mm` : joined;
+  }
   if (typeof value !== "number") return String(value);
-  if (/(^|_)bytes$|_bytes_/.test(name)) return bytes(value);
+  if (/(^|_)bytes(_|$)/.test(name)) return bytes(value);
   if (/(^|_)(s|seconds)$/.test(name)) return duration(value);
-  if (/(^|_)share/.test(name)) return `${number(value * 100)} %`;
+  if (/(^|_)share(_|$)/.test(name)) return `${number(value * 100)} %`;
   return Number.isInteger(value) ? whole(value) : number(value);
 }
 
-/** The plain entries of a result, nested objects one level down, as pairs of words. */
+const DETAILS = /digest$|^packages$|^method$/;
+
+/** The plain entries of a result as pairs of words, nested objects in a row; provenance stays in the JSON. */
 function resultInWords(result, prefix = "") {
   return Object.entries(result).flatMap(([name, value]) => {
-    const label = prefix ? `${prefix}: ${worded(name)}` : worded(name);
-    if (value !== null && typeof value === "object" && !Array.isArray(value)) {
-      return prefix ? [] : resultInWords(value, label);
+    if (DETAILS.test(name)) return [];
+    const label = `${prefix}${worded(name)}`;
+    if (Array.isArray(value)) {
+      return value.every((part) => typeof part !== "object") ? [[label, valueInWords(name, value)]] : [];
     }
-    if (Array.isArray(value) && (value.length > 24 || value.some((part) => typeof part === "object"))) return [];
+    if (value !== null && typeof value === "object") return resultInWords(value, `${label}: `);
     return [[label, valueInWords(name, value)]];
   });
 }

@@ -1,0 +1,157 @@
+"""The dashboard as a person sees it, in a real browser (Chromium)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from house import House, wait_until
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from storage.jobs import Progress
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield opened
+        opened.close()
+
+
+class Watched:
+    """A page, and whatever went wrong in it."""
+
+    def __init__(self, page: Page, house: House) -> None:
+        self.page, self.house = page, house
+        self.troubles: list[str] = []
+        self.statuses: list[tuple[str, int]] = []
+        page.on("console", lambda message: self.troubles.append(message.text))
+        page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        page.on("request", self._only_ours)
+        page.on("response", lambda answer: self.statuses.append((answer.url, answer.status)))
+        page.goto(str(house.http.base_url))
+
+    def _only_ours(self, request: object) -> None:
+        url = request.url  # type: ignore[attr-defined]
+        if not url.startswith(str(self.house.http.base_url)):
+            self.troubles.append(f"asked another host: {url}")
+
+
+@pytest.fixture
+def watched(browser: Browser, house: House) -> Iterator[Watched]:
+    page = browser.new_page()
+    shown = Watched(page, house)
+    yield shown
+    page.close()
+
+
+@needs_chromium
+def test_from_an_empty_page_to_a_result(watched: Watched, tmp_path: Path, nifti: bytes) -> None:
+    page, house = watched.page, watched.house
+    expect(page.locator("#no-scans")).to_be_visible()
+    expect(page.locator("#no-jobs")).to_be_visible()
+    expect(page.locator("#health")).to_have_text("ready")
+
+    scan = tmp_path / "köpfchen <b>.nii"
+    scan.write_bytes(nifti)
+    page.set_input_files("#file", scan)
+    card = page.locator("#scans .card")
+    expect(card.locator("h3")).to_have_text("köpfchen <b>.nii")
+    expect(card.locator(".chip")).to_have_text("validating")
+
+    (volume,) = house.catalogue.volumes()
+    house.work(volume.ingest_job)
+    expect(card.locator(".chip")).to_have_text("ready")
+    expect(card).to_contain_text("12 \u00d7 16 \u00d7 20 (z, y, x)")
+    expect(card).to_contain_text("3 \u00d7 2 \u00d7 1 mm")
+    picture = card.locator("img")
+    expect(picture).to_have_js_property("complete", True)
+    assert picture.evaluate("image => image.naturalWidth") > 0
+    card.get_by_role("button", name="coronal").click()
+    expect(picture).to_have_attribute("src", f"/v1/volumes/{volume.id}/slices/y/8?level=0&size=512")
+
+    card.get_by_role("button", name="Embed").click()
+    row = page.locator("#jobs .row").first
+    expect(row.locator("h3")).to_contain_text("embed")
+    (job, _) = house.catalogue.jobs()
+    claimed = house.catalogue.claim(job.id, "worker", 60)
+    assert claimed is not None
+    house.catalogue.heartbeat(job.id, claimed.attempt, 60, Progress("sampling", 7, 60, "bonds"))
+    expect(row).to_contain_text("sampling: 7 of 60 bonds")
+    expect(row.locator("progress")).to_have_js_property("value", 7)
+    house.catalogue.finish(job.id, claimed.attempt, {"share_read": 0.5, "bytes_read": 2_500_000})
+    row.locator("summary").click()
+    expect(row).to_contain_text("50 %")
+    expect(row).to_contain_text("2.5 MB")
+    assert watched.troubles == []
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_it_polls_politely(watched: Watched, nifti: bytes) -> None:
+    watched.house.send(nifti)
+    expect(watched.page.locator("#scans .card h3")).to_have_count(1)
+    watched.statuses.clear()
+    wait_until(lambda: bool(watched.page.wait_for_timeout(100)) or len(watched.statuses) >= 4)
+    asked = [status for url, status in watched.statuses if "page_size" in url]
+    assert set(asked) == {304}
+
+
+@needs_chromium
+def test_errors_are_said_in_words(watched: Watched, tmp_path: Path, nifti: bytes) -> None:
+    page, house = watched.page, watched.house
+    text = tmp_path / "notes.nii"
+    text.write_text("no scan " * 100)
+    page.set_input_files("#file", text)
+    expect(page.locator("#uploads .problem")).to_contain_text("of a kind that is not read")
+    page.get_by_role("button", name="Dismiss").click()
+    expect(page.locator("#uploads .card")).to_have_count(0)
+
+    accepted = house.send(nifti)
+    job = house.catalogue.claim(accepted["job"]["id"], "worker", 60)
+    assert job is not None
+    error = {"code": "invalid-scan", "detail": "the file ends early", "retryable": False}
+    house.catalogue.fail(job.id, job.attempt, error)
+    expect(page.locator("#scans .problem")).to_contain_text("the file ends early")
+    expect(page.locator("#jobs .problem")).to_contain_text("damaged or inconsistent")
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_a_service_that_is_away_is_said_and_comes_back(watched: Watched, nifti: bytes) -> None:
+    page = watched.page
+    expect(page.locator("#health")).to_have_text("ready")
+    page.route("**/v1/**", lambda route: route.abort())
+    expect(page.locator("#trouble")).to_contain_text("does not answer", timeout=15_000)
+    page.unroute("**/v1/**")
+    expect(page.locator("#trouble")).to_be_hidden(timeout=15_000)
+    expect(page.locator("#health")).to_have_text("ready")
+
+
+def test_pages_carry_a_strict_policy(house: House) -> None:
+    for path in ("/", "/dashboard/dashboard.js", "/dashboard/dashboard.css", "/favicon.ico"):
+        answer = house.http.get(path)
+        assert answer.status_code == 200
+        policy = answer.headers["content-security-policy"]
+        assert "script-src 'self'" in policy
+        assert "unsafe" not in policy
+        known = {"If-None-Match": answer.headers["etag"]}
+        assert house.http.get(path, headers=known).status_code == 304
+    page = house.http.get("/").text
+    assert "<style" not in page
+    assert "style=" not in page
+    assert page.count("<script") == 1
