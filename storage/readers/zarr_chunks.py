@@ -27,7 +27,7 @@ ABSENT = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class Packing:
-    """How chunks of `chunk_bytes` are stored: by which compressor (or None), and `inner` of them in a shard."""
+    """How chunks of `chunk_bytes` are stored: by what compressor, if any, and `inner` of them in a shard."""
 
     compressor: str | None
     chunk_bytes: int

@@ -81,7 +81,7 @@ class ArrayPlan:
 
 @dataclass(frozen=True)
 class Layout:
-    """How an array is cut into stored objects: their shape, the voxels' type, the keys' pattern, the packing."""
+    """How an array is cut into stored objects: their shape, voxel type, pattern of keys, packing."""
 
     chunks: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -278,7 +278,7 @@ def _packing(codecs: Sequence[dict[str, Any]], chunks: tuple[int, ...], itemsize
 
 def _check_extent(shape: tuple[int, ...], layout: Layout, limits: Limits) -> None:
     if len(shape) != len(layout.chunks):
-        raise InvalidScan(f"bad Zarr metadata: shape {shape}, chunks {layout.chunks} of different lengths")
+        raise InvalidScan(f"bad Zarr metadata: {shape} and {layout.chunks} are of different lengths")
     declared = math.prod(shape) * layout.dtype.itemsize
     if declared > limits.decoded_bytes:
         raise ScanTooLarge("declared size of the Zarr array", declared, limits.decoded_bytes)
