@@ -253,7 +253,7 @@ def _names(entries: Iterable[Any], key: str) -> str:
 
 
 def _packing(codecs: Sequence[dict[str, Any]], chunks: tuple[int, ...], itemsize: int) -> Packing:
-    """How the chunks are stored, shards included. Raises UnsupportedScan for codecs that are not known here."""
+    """How the chunks are stored, shards included. Raises UnsupportedScan for other codecs."""
     names = [codec["name"] for codec in codecs]
     for name in names:
         if name not in CODECS:
