@@ -37,7 +37,7 @@ class EmbedParameters(Parameters):
     """How to embed; see `models.cpic.embed.EmbedConfig`."""
 
     encoder: str = Field(
-        "random_cpic",
+        "identity",
         json_schema_extra=choices(ENCODERS),
         description="what is computed from the cube around a voxel",
     )
