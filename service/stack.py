@@ -207,8 +207,15 @@ class Stack:
                 finally:
                     for child in reversed(self._children):
                         child.stop()
+                    self._remove_far_socket()
         except Exception as error:
             self._failure = error
+
+    def _remove_far_socket(self) -> None:
+        """Remove the broker's socket where its path was too long for it to lie in the data root."""
+        folder = self._settings.broker_socket.parent
+        if folder != self._folder:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _commands(self, listener: socket.socket) -> list[Command]:
         """What to run, in the order of starting."""

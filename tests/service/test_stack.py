@@ -18,6 +18,7 @@ import pytest
 from house import wait_until
 
 from service.client import Client
+from service.settings import ServiceSettings
 from service.stack import Stack, StackError, visible_gpus
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -31,11 +32,11 @@ def root() -> Iterator[Path]:
 
 
 def processes_of(root: Path) -> list[psutil.Process]:
-    """Everything that was started for a data root, by the variable that all of it inherits."""
+    """Everything that a stack started: all of it runs in the folder `run` of its data root."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get("TOMOTRAIN_DATA_ROOT") == str(root):
+            if process.cwd() == str(root.resolve() / "run"):
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
@@ -83,6 +84,16 @@ def test_what_dies_is_started_again_and_at_the_end_nothing_is_left(root: Path, n
             assert one(root, word) != before
     assert processes_of(root) == []
     assert not answers(stack.url)
+
+
+@pytest.mark.slow
+def test_a_long_data_root_works_and_leaves_no_socket(root: Path) -> None:
+    deep = root / ("x" * 120)
+    socket_folder = ServiceSettings(data_root=deep).broker_socket.parent
+    with Stack(deep, port=0, environment=ENVIRONMENT) as stack:
+        assert answers(stack.url)
+        assert socket_folder.is_dir()
+    assert not socket_folder.exists()
 
 
 @pytest.mark.slow
