@@ -63,6 +63,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     sweeper = Sweeper(
         parts.catalogue,
         parts.queue,
+        parts.settings.data_root,
         every_s=parts.settings.sweep_every_s,
         ring_after_s=parts.settings.ring_after_s,
     )
