@@ -28,11 +28,19 @@ from zarr.core.metadata.v3 import ArrayV3Metadata
 from zarr.storage import LocalStore
 
 from storage.errors import CorruptVolume
+from storage.shards import (
+    ABSENT,
+    CHECKSUMS,
+    CRC_BYTES,
+    chunks_per_shard,
+    index_bytes,
+    object_key,
+    seal_of,
+    shard_grid,
+)
 
 Array = NDArray[Any]
 Index = tuple[int, ...]
-ABSENT = np.uint64(2**64 - 1)
-"""Offset and size of an inner chunk that a shard does not hold (sharding-indexed codec, Zarr v3)."""
 INDEX_BYTES = 64 << 20
 """Most memory for shard indexes: those of 16,000 shards of 256 chunks."""
 
@@ -89,10 +97,10 @@ class ByteLRU:
 class ChunkReader:
     """Reads the inner chunks of `array` (those inside the shards, where there are shards).
 
-    `index_checksums` maps the key of each shard to the crc32c of its index, as a volume's manifest
-    records it; with it an exchanged or a missing shard raises CorruptVolume, as does any chunk whose
-    checksum is wrong. Without it, absent chunks read as the fill value, as in Zarr. Decoded chunks
-    are cached up to `cache_bytes` and must not be written to.
+    `seals` maps the key of each shard to its seal (storage/shards.py), as a volume's manifest records it;
+    with it an exchanged or a missing shard or chunk raises CorruptVolume, as does any chunk whose checksum
+    is wrong. Without it, absent chunks read as the fill value, as in Zarr. Decoded chunks are cached up
+    to `cache_bytes` and must not be written to.
     """
 
     def __init__(
@@ -100,14 +108,15 @@ class ChunkReader:
         array: zarr.Array[Any],
         *,
         cache_bytes: int = 0,
-        index_checksums: Mapping[str, int] | None = None,
+        seals: Mapping[str, int] | None = None,
     ) -> None:
         self.array = array
+        self.seals = seals
         self.shape: Index = tuple(array.shape)
         self.chunk_shape: Index = tuple(array.chunks)
         self.grid_shape: Index = tuple(map(_ceil_div, self.shape, self.chunk_shape))
         self._cache = ByteLRU(cache_bytes)
-        self._fetch = _fetcher(array, self.chunk_shape, index_checksums)
+        self._fetch = _fetcher(array, self.chunk_shape, seals)
         self._lock = threading.Lock()
         self._chunks = self._bytes = self._decoded = self._hits = 0
 
@@ -155,14 +164,14 @@ class ChunkReader:
 Fetch = Callable[[Index], tuple[Array, int]]
 
 
-def _fetcher(array: zarr.Array[Any], chunk_shape: Index, checksums: Mapping[str, int] | None) -> Fetch:
+def _fetcher(array: zarr.Array[Any], chunk_shape: Index, seals: Mapping[str, int] | None) -> Fetch:
     """The quickest way to a decoded chunk that verifies it: our own, or zarr's."""
     decode = ChunkDecoder.of(array, chunk_shape)
     if decode is None or not isinstance(array.store, SupportsGetSync):
         return lambda index: _fetch_by_zarr(array, chunk_shape, index)
     metadata = cast(ArrayV3Metadata, array.metadata)
     if isinstance(metadata.codecs[0], ShardingCodec):
-        return ShardedFetch(array, chunk_shape, decode, checksums)
+        return ShardedFetch(array, decode, seals)
     return PlainFetch(array, decode)
 
 
@@ -242,10 +251,14 @@ def _is_plain_index(codec: ShardingCodec) -> bool:
 
 def _checked(encoded: Array, key: str) -> Array:
     """What stands before the four bytes of crc32c at the end."""
-    body = encoded[:-4]
-    if len(encoded) < 4 or google_crc32c.value(body) != int.from_bytes(encoded[-4:].tobytes(), "little"):
+    body = encoded[:-CRC_BYTES]
+    if len(encoded) < CRC_BYTES or google_crc32c.value(body) != _stored_crc(encoded):
         raise CorruptVolume(key, "its crc32c does not match")
     return body
+
+
+def _stored_crc(encoded: Array) -> int:
+    return int.from_bytes(encoded[-CRC_BYTES:].tobytes(), "little")
 
 
 @dataclass(frozen=True)
@@ -265,19 +278,17 @@ class PlainFetch:
 
 
 class ShardedFetch:
-    """Inner chunks of shards; each shard's index is read once and kept."""
+    """Inner chunks of shards; each shard's index is read once and kept.
 
-    def __init__(
-        self,
-        array: zarr.Array[Any],
-        chunk_shape: Index,
-        decode: ChunkDecoder,
-        checksums: Mapping[str, int] | None,
-    ) -> None:
+    An index has a row for each inner chunk: offset, size, and under a seal the chunk's crc32c.
+    """
+
+    def __init__(self, array: zarr.Array[Any], decode: ChunkDecoder, seals: Mapping[str, int] | None) -> None:
         self._array = array
         self._decode = decode
-        self._checksums = checksums
-        self._per_shard: Index = tuple(map(_ceil_div, array.shards or chunk_shape, chunk_shape))
+        self._seals = seals
+        self._per_shard = chunks_per_shard(array)
+        self._grid = shard_grid(array)
         self._indexes = ByteLRU(INDEX_BYTES)
 
     def __call__(self, index: Index) -> tuple[Array, int]:
@@ -287,43 +298,53 @@ class ShardedFetch:
         entries, fetched = self._index(shard, key)
         place = entries[tuple(i % n for i, n in zip(index, self._per_shard, strict=True))]
         if place[0] == ABSENT:
-            if self._checksums is not None:
+            if self._seals is not None:
                 raise CorruptVolume(key, f"the chunk {index} is missing")
             return self._decode.absent(), fetched
         offset, size = int(place[0]), int(place[1])
         encoded = _get(self._array, key, RangeByteRequest(offset, offset + size))
         if encoded is None or encoded.nbytes != size:
             raise CorruptVolume(key, f"the chunk {index} breaks off")
+        if self._seals is not None and _stored_crc(encoded) != place[2]:
+            raise CorruptVolume(key, f"the chunk {index} is not the one that the manifest names")
         return self._decode(encoded, f"{key} chunk {index}"), fetched + size
 
     def _index(self, shard: Index, key: str) -> tuple[Array, int]:
-        """Offset and size of each inner chunk, (*per shard, 2), and the bytes fetched for it."""
+        """The rows of a shard's index, (*per shard, 2 or 3), and the bytes fetched for it."""
         held = self._indexes.get(shard)
         if held is not None:
             return held, 0
-        entries, fetched = self._read_index(key)
+        entries, fetched = self._read_index(shard, key)
         self._indexes.put(shard, entries)
         return entries, fetched
 
-    def _read_index(self, key: str) -> tuple[Array, int]:
-        size = 16 * math.prod(self._per_shard) + 4
+    def _read_index(self, shard: Index, key: str) -> tuple[Array, int]:
+        size = index_bytes(math.prod(self._per_shard))
         encoded = _get(self._array, key, SuffixByteRequest(size))
-        expected = None if self._checksums is None else self._checksums.get(key)
         if encoded is None:
-            if self._checksums is not None:
+            if self._seals is not None:
                 raise CorruptVolume(key, "the object is missing")
-            return np.full((*self._per_shard, 2), ABSENT), 0
+            return np.full((*self._per_shard, 2), ABSENT, np.uint64), 0
         if encoded.nbytes != size:
             raise CorruptVolume(key, "too short for a shard")
-        body = _checked(encoded, f"{key} index")
-        if self._checksums is not None and index_checksum(encoded.tobytes()) != expected:
+        entries = _checked(encoded, f"{key} index").view("<u8").reshape(*self._per_shard, 2)
+        if self._seals is None:
+            return entries, size
+        checksums = self._checksums(shard)
+        if seal_of(encoded.tobytes(), checksums.tobytes()) != self._seals.get(key):
             raise CorruptVolume(key, "not the object that the manifest names")
-        return body.view("<u8").reshape(*self._per_shard, 2), size
+        crcs = checksums.view("<u4").reshape(*self._per_shard, 1).astype(np.uint64)
+        return np.concatenate([entries, crcs], axis=-1), size + checksums.nbytes
 
-
-def index_checksum(shard_tail: bytes) -> int:
-    """The crc32c of a shard's index, which its last four bytes hold."""
-    return int.from_bytes(shard_tail[-4:], "little")
+    def _checksums(self, shard: Index) -> Array:
+        """The recorded checksums of a shard's chunks, as bytes."""
+        key = object_key(self._array, CHECKSUMS)
+        size = CRC_BYTES * math.prod(self._per_shard)
+        start = size * int(np.ravel_multi_index(shard, self._grid))
+        part = _get(self._array, key, RangeByteRequest(start, start + size))
+        if part is None or part.nbytes != size:
+            raise CorruptVolume(key, "the checksums of the chunks are missing")
+        return part
 
 
 def _get(array: zarr.Array[Any], key: str, part: ByteRequest | None) -> Array | None:
@@ -352,8 +373,7 @@ def _get_local(path: str, part: ByteRequest | None) -> Array | None:
 
 
 def _chunk_key(array: zarr.Array[Any], index: Index) -> str:
-    name = array.metadata.encode_chunk_key(index)
-    return f"{array.path}/{name}" if array.path else name
+    return object_key(array, array.metadata.encode_chunk_key(index))
 
 
 def _ceil_div(a: int, b: int) -> int:

@@ -114,11 +114,11 @@ class CubeReader:
         padding: float = 0,
         scheduler: str = "threads",
         workers: int | None = None,
-        index_checksums: Mapping[str, int] | None = None,
+        seals: Mapping[str, int] | None = None,
     ) -> None:
         if array.ndim not in (3, 4):
             raise ValueError(f"cubes are cut from arrays with 3 or 4 axes, not {array.ndim}")
-        self._chunks = ChunkReader(array, cache_bytes=cache_bytes, index_checksums=index_checksums)
+        self._chunks = ChunkReader(array, cache_bytes=cache_bytes, seals=seals)
         self._padding = padding
         self._scheduler = scheduler
         self._workers = workers or os.cpu_count() or 1
@@ -184,7 +184,8 @@ class CubeReader:
 
         with Client(self._scheduler, set_as_default=False) as client:
             groups = self._groups(np.arange(len(plan.chunks)))
-            futures = [client.submit(cut, self._chunks.array, plan, group, pure=False) for group in groups]
+            array, (seals,) = self._chunks.array, client.scatter([self._chunks.seals], hash=False)
+            futures = [client.submit(cut, array, plan, group, seals, pure=False) for group in groups]
             for pieces in client.gather(futures):
                 for cube, channels, target, voxels in pieces:
                     out[(cube, channels, *target)] = voxels
@@ -206,10 +207,10 @@ def fill(reader: ChunkReader, plan: ReadPlan, group: Int64, out: Array) -> None:
 
 
 def cut(
-    array: zarr.Array[Any], plan: ReadPlan, group: Int64
+    array: zarr.Array[Any], plan: ReadPlan, group: Int64, seals: Mapping[str, int] | None
 ) -> list[tuple[int, slice, tuple[slice, slice, slice], Array]]:
     """The same pieces as copies, to be sent over a network."""
-    reader = ChunkReader(array)
+    reader = ChunkReader(array, seals=seals)
     return [(cube, c, target, voxels.copy()) for cube, c, target, voxels in read_pieces(reader, plan, group)]
 
 

@@ -26,6 +26,7 @@ from storage.manifest import Manifest
 from storage.pyramid import build_pyramid
 from storage.readers.base import Scan, ScanHeader, Slab
 from storage.records import Statistics, StoredVolume
+from storage.shards import record_checksums
 
 Array = NDArray[Any]
 Report = Callable[[Progress], None]
@@ -83,11 +84,14 @@ def _ingest(scan: Scan, destination: Path, report: Report) -> StoredVolume:
 
 
 def seal(group: zarr.Group, folder: Path, facts: StoredVolume) -> StoredVolume:
-    """Write the facts into the group, make every file durable, and write the manifest that names them."""
+    """Write the facts, the chunks' checksums and the manifest that names all objects; make them durable."""
     group.attrs["tomotrain"] = {
         k: v for k, v in facts.to_json().items() if k not in ("digest", "stored_bytes")
     }
-    manifest = Manifest.of(folder)
+    seals: dict[str, int] = {}
+    for level in range(facts.levels):
+        seals |= record_checksums(writable(group, level), folder)
+    manifest = Manifest.of(folder, seals)
     manifest.write(folder)
     _make_durable(folder)
     return replace(facts, digest=manifest.digest, stored_bytes=manifest.size)

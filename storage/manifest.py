@@ -1,17 +1,17 @@
 """The list of a volume's objects with their digests, whose root digest names the volume.
 
 Checksums inside the chunks find damage; only the manifest finds an object that is missing, stale or
-exchanged for another sound one.
+exchanged for another sound one. See storage/shards.py for how it does that without reading whole shards.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from storage.chunks import index_checksum
 from storage.errors import CorruptVolume
 
 NAME = "manifest.json"
@@ -20,11 +20,11 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class StoredObject:
-    """One file of a volume: size in bytes, sha-256, and for a shard the crc32c of its index."""
+    """One file of a volume: size in bytes, sha-256, and for a shard its seal."""
 
     size: int
     sha256: str
-    index_crc32c: int | None = None
+    seal: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,11 @@ class Manifest:
     objects: dict[str, StoredObject]
 
     @classmethod
-    def of(cls, folder: Path) -> Manifest:
-        """Read and hash everything below a folder."""
+    def of(cls, folder: Path, seals: Mapping[str, int]) -> Manifest:
+        """Read and hash everything below a folder; `seals` has those of the shards by key."""
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
-        return cls({path.relative_to(folder).as_posix(): _describe(path) for path in files})
+        keys = {path.relative_to(folder).as_posix(): path for path in files}
+        return cls({key: StoredObject(*_size_and_sha256(path), seals.get(key)) for key, path in keys.items()})
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -56,10 +57,8 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """sha-256 of the lines `<sha-256>  <size>  <index crc32c>  <key>`, sorted by key."""
-        lines = (
-            f"{o.sha256}  {o.size}  {o.index_crc32c}  {key}\n" for key, o in sorted(self.objects.items())
-        )
+        """sha-256 of the lines `<sha-256>  <size>  <seal>  <key>`, sorted by key."""
+        lines = (f"{o.sha256}  {o.size}  {o.seal}  {key}\n" for key, o in sorted(self.objects.items()))
         return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @property
@@ -68,9 +67,9 @@ class Manifest:
         return sum(entry.size for entry in self.objects.values())
 
     @property
-    def index_checksums(self) -> dict[str, int]:
-        """The crc32c of each shard's index, by key."""
-        return {key: o.index_crc32c for key, o in self.objects.items() if o.index_crc32c is not None}
+    def seals(self) -> dict[str, int]:
+        """Each shard's seal, by key."""
+        return {key: o.seal for key, o in self.objects.items() if o.seal is not None}
 
     def verify(self, folder: Path) -> None:
         """Read every object again. Raises CorruptVolume at the first that is missing or altered."""
@@ -78,15 +77,11 @@ class Manifest:
             path = folder / key
             if not path.is_file():
                 raise CorruptVolume(key, "the object is missing")
-            if _describe(path) != entry:
+            if _size_and_sha256(path) != (entry.size, entry.sha256):
                 raise CorruptVolume(key, "the object is not the one that the manifest names")
 
 
-def _describe(path: Path) -> StoredObject:
+def _size_and_sha256(path: Path) -> tuple[int, str]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = file.tell()
-        if path.name == "zarr.json":
-            return StoredObject(size, digest)
-        file.seek(max(size - 4, 0))
-        return StoredObject(size, digest, index_checksum(file.read(4)))
+        return file.tell(), digest

@@ -80,7 +80,7 @@ class Volume:
             cache_bytes=cache_bytes,
             padding=self.stored.statistics.minimum if padding is None else padding,
             scheduler=scheduler,
-            index_checksums=self.manifest.index_checksums,
+            seals=self.manifest.seals,
         )
 
     def plane(self, axis: Literal["z", "y", "x"], index: int, *, level: int = 0, frame: int = 0) -> Array:
@@ -99,7 +99,7 @@ class Volume:
         stop = list(extent)
         start[across], stop[across] = index, index + 1
         lead = ((), ()) if array.ndim == 3 else ((frame,), (frame + 1,))
-        reader = ChunkReader(array, index_checksums=self.manifest.index_checksums)
+        reader = ChunkReader(array, seals=self.manifest.seals)
         box = reader.box((*lead[0], *start), (*lead[1], *stop))
         return box.reshape([n for i, n in enumerate(extent) if i != across])
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from storage.chunks import ByteLRU, ChunkReader
 from storage.cubes import CubeReader, ReadPlan
 from storage.errors import CorruptVolume
+from storage.shards import CHECKSUMS, record_checksums
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "plain": {"chunks": (16, 16, 16)},
@@ -160,21 +161,60 @@ def test_every_flipped_bit_is_found(tmp_path: Path, voxels: NDArray[Any], layout
     CubeReader(zarr.open_array(tmp_path / "a", mode="r")).cubes(whole, 8)
 
 
-def test_with_a_manifest_missing_and_exchanged_shards_are_found(tmp_path: Path, voxels: NDArray[Any]) -> None:
-    make(tmp_path / "a", "sharded", voxels)
-    files = sorted(p for p in (tmp_path / "a" / "c").rglob("*") if p.is_file())
-    sums = {str(p.relative_to(tmp_path / "a")): int.from_bytes(p.read_bytes()[-4:], "little") for p in files}
-    array = zarr.open_array(tmp_path / "a", mode="r")
-    box = ((0, 0, 0), SHAPE)
-    np.testing.assert_array_equal(ChunkReader(array, index_checksums=sums).box(*box), voxels)
-    first, second = files[0].read_bytes(), files[1].read_bytes()
-    files[0].write_bytes(second)
-    files[1].write_bytes(first)
+EVERYWHERE = ((0, 0, 0), SHAPE)
+
+
+def sealed(path: Path, voxels: NDArray[Any]) -> tuple[zarr.Array[Any], dict[str, int], list[Path]]:
+    """A sharded array whose chunks' checksums are recorded, the seals of its shards, and their files."""
+    array = make(path, "sharded", voxels)
+    return array, record_checksums(array, path), sorted(p for p in (path / "c").rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(np.random.default_rng(0).integers(-999, 999, SHAPE).astype(np.int16), id="scan"),
+        pytest.param(np.random.default_rng(0).integers(0, 256, SHAPE).astype(np.uint8), id="pure noise"),
+        pytest.param(np.broadcast_to(np.arange(37) // 16, SHAPE[::-1]).T.astype(np.uint8), id="labels"),
+    ],
+)
+def test_under_a_seal_missing_and_exchanged_shards_are_found(tmp_path: Path, content: NDArray[Any]) -> None:
+    """Also where all chunks compress to the same size, so that the shards' indexes are equal."""
+    array, seals, files = sealed(tmp_path / "a", content)
+    np.testing.assert_array_equal(ChunkReader(array, seals=seals).box(*EVERYWHERE), content)
+    first, last = files[0].read_bytes(), files[-4].read_bytes()
+    files[0].write_bytes(last)
+    files[-4].write_bytes(first)
     with pytest.raises(CorruptVolume, match="manifest"):
-        ChunkReader(array, index_checksums=sums).box(*box)
+        ChunkReader(array, seals=seals).box(*EVERYWHERE)
     files[0].unlink()
     with pytest.raises(CorruptVolume, match="missing"):
-        ChunkReader(array, index_checksums=sums).box(*box)
+        ChunkReader(array, seals=seals).box(*EVERYWHERE)
+
+
+def test_under_a_seal_exchanged_chunks_are_found(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, SHAPE).astype(np.uint8)
+    array, seals, files = sealed(tmp_path / "a", noise)
+    shard = bytearray(files[0].read_bytes())
+    index = np.frombuffer(shard[-(16 * 32 + 4) : -4], "<u8").reshape(32, 2)
+    (size,) = set(index[:, 1].tolist())
+    shard[: 2 * size] = shard[size : 2 * size] + shard[:size]
+    files[0].write_bytes(shard)
+    with pytest.raises(CorruptVolume, match="not the one that the manifest names"):
+        ChunkReader(array, seals=seals).box(*EVERYWHERE)
+
+
+def test_lost_or_altered_checksums_are_found(tmp_path: Path, voxels: NDArray[Any]) -> None:
+    array, seals, _ = sealed(tmp_path / "a", voxels)
+    recorded = tmp_path / "a" / CHECKSUMS
+    sound = recorded.read_bytes()
+    for content in (b"", sound[:-1], bytes([sound[0] ^ 1]) + sound[1:]):
+        recorded.write_bytes(content)
+        with pytest.raises(CorruptVolume):
+            ChunkReader(array, seals=seals).box(*EVERYWHERE)
+    recorded.unlink()
+    with pytest.raises(CorruptVolume, match=CHECKSUMS):
+        ChunkReader(array, seals=seals).box(*EVERYWHERE)
 
 
 def test_absent_chunks_read_as_the_fill_value(tmp_path: Path) -> None:
@@ -202,9 +242,9 @@ def test_works_in_a_forked_child_after_use_in_the_parent(tmp_path: Path, voxels:
     assert child.exitcode == 0
 
 
-def test_a_dask_cluster_reads_the_same(tmp_path: Path, voxels: NDArray[Any]) -> None:
+def test_a_dask_cluster_reads_and_checks_the_same(tmp_path: Path, voxels: NDArray[Any]) -> None:
     distributed = pytest.importorskip("distributed")
-    array = make(tmp_path / "a", "sharded", voxels)
+    array, seals, files = sealed(tmp_path / "a", voxels)
     origins = np.random.default_rng(5).integers(-5, 45, (50, 3))
     with distributed.LocalCluster(
         n_workers=1,
@@ -214,5 +254,8 @@ def test_a_dask_cluster_reads_the_same(tmp_path: Path, voxels: NDArray[Any]) -> 
         host="127.0.0.1",
         protocol="tcp",
     ) as cluster:
-        reader = CubeReader(array, scheduler=cluster.scheduler_address, padding=1)
+        reader = CubeReader(array, scheduler=cluster.scheduler_address, padding=1, seals=seals)
         np.testing.assert_array_equal(reader.cubes(origins, 9), expected(voxels, origins, 9, 1))
+        files[0].write_bytes(files[1].read_bytes())
+        with pytest.raises(CorruptVolume, match="manifest"):
+            reader.cubes(origins, 9)
