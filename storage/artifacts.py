@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
+from storage.disk import sync
 from storage.errors import MissingArtifact, StorageFull
 from storage.jobs import Artifact
 
@@ -44,10 +44,6 @@ class ArtifactStore:
             raise MissingArtifact(job_id, name)
         return path
 
-    def discard(self, job_id: str) -> None:
-        """Remove everything that any attempt of the job wrote."""
-        shutil.rmtree(self._root / job_id, ignore_errors=True)
-
 
 class ArtifactWriter:
     """Writes the artifacts of one attempt; each is durable and whole when its `write_` returns."""
@@ -72,22 +68,20 @@ class ArtifactWriter:
         """Any bytes under a plain lower-case name; StorageFull when the disk refuses."""
         if not NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no artifact name")
-        self._folder.mkdir(parents=True, exist_ok=True)
         part = self._folder / f"{name}.part"
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            part.rename(self._folder / name)
+            for folder in (self._folder, *self._folder.parents[:2]):
+                sync(folder)
         except OSError as error:
             part.unlink(missing_ok=True)
             raise StorageFull(f"artifact {name!r} could not be written: {error.strerror}") from error
-        part.rename(self._folder / name)
         return Artifact(name, len(content), hashlib.sha256(content).hexdigest(), media_type)
-
-    def discard(self) -> None:
-        """Remove what this attempt wrote."""
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

@@ -8,7 +8,7 @@ jobs. Any method raises CatalogueUnavailable while the database does not answer.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from types import TracebackType
@@ -146,11 +146,7 @@ class Catalogue:
     def quarantine(self, volume_id: str, error: Mapping[str, Any]) -> VolumeRecord:
         """Close a ready volume whose bytes proved corrupt; any other stays as it is. Raises MissingVolume."""
         with self._writing() as connection:
-            connection.execute(
-                _change_volume(VolumeState.READY, volumes.c.id == volume_id).values(
-                    state=VolumeState.QUARANTINED, error=dict(error)
-                )
-            )
+            _quarantine(connection, volume_id, error)
             return _volume(connection, volume_id)
 
     # Workers and what they can do
@@ -259,8 +255,14 @@ class Catalogue:
 
     # Jobs, as a worker sees them
 
-    def claim(self, job_id: str, worker: str, lease_s: float) -> Job | None:
-        """Take a job that is queued, or whose worker let its lease run out; None when it cannot be had."""
+    def claim(
+        self, job_id: str, worker: str, lease_s: float, *, kinds: Collection[str] | None = None
+    ) -> Job | None:
+        """Take a job that is queued, or whose worker let its lease run out; None when it cannot be had.
+
+        A job of another kind than `kinds` (None: all) is left for a worker that can do it.
+        """
+        able = true() if kinds is None else jobs.c.kind.in_(kinds)
         free = and_(jobs.c.state == JobState.QUEUED, _ripe())
         abandoned = and_(
             jobs.c.state == JobState.RUNNING,
@@ -271,6 +273,7 @@ class Catalogue:
             claimed = _change_jobs(
                 connection,
                 jobs.c.id == job_id,
+                able,
                 or_(free, abandoned),
                 state=JobState.RUNNING,
                 attempt=jobs.c.attempt + 1,
@@ -334,22 +337,32 @@ class Catalogue:
         return finished[0]
 
     def fail(
-        self, job_id: str, attempt: int, error: Mapping[str, Any], *, retry_pause_s: float = RETRY_PAUSE_S
+        self,
+        job_id: str,
+        attempt: int,
+        error: Mapping[str, Any],
+        *,
+        retry_pause_s: float = RETRY_PAUSE_S,
+        quarantine: bool = False,
     ) -> Job:
         """Record an attempt's error (`{"code", "detail", "retryable", ...}`).
 
         The job goes back to the queue, with a growing pause, when the error is retryable and attempts are
-        left; otherwise it has `failed`. One that was asked to stop is `cancelled`. Raises LeaseLost.
+        left; otherwise it has `failed`. One that was asked to stop is `cancelled`. With `quarantine` its
+        volume, if ready, is closed for this error in the same transaction. Raises LeaseLost.
         """
         pause = retry_pause_s * 4 ** (attempt - 1) * random.uniform(0.8, 1.2)
         with self._writing() as connection:
             retried = _retry(connection, job_id, attempt, pause) if error["retryable"] else []
             ended = [] if retried else _end(connection, job_id, attempt, error)
-            for job in ended:
+            if not (retried or ended):
+                raise LeaseLost(job_id, attempt)
+            (job,) = retried or ended
+            if quarantine and job.volume_id is not None:
+                _quarantine(connection, job.volume_id, error)
+            if ended:
                 _release_dependents(connection, job)
-        if not (retried or ended):
-            raise LeaseLost(job_id, attempt)
-        return (retried or ended)[0]
+        return job
 
     def cancelled(self, job_id: str, attempt: int) -> Job:
         """Record that an attempt stopped as it was asked to. Raises LeaseLost."""
@@ -472,6 +485,11 @@ def _change_jobs(connection: Connection, *where: ColumnElement[bool], **values: 
 def _change_volume(state: VolumeState, which: ColumnElement[bool]) -> Any:
     """The beginning of a change of a volume that is in `state`; goes on with `.values(...)`."""
     return update(volumes).where(which, volumes.c.state == state).values(revision=volumes.c.revision + 1)
+
+
+def _quarantine(connection: Connection, volume_id: str, error: Mapping[str, Any]) -> None:
+    ready = _change_volume(VolumeState.READY, volumes.c.id == volume_id)
+    connection.execute(ready.values(state=VolumeState.QUARANTINED, error=dict(error)))
 
 
 def _ripe() -> ColumnElement[bool]:

@@ -6,8 +6,6 @@ everything went well; who publishes it (a row in the catalogue) decides when it 
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +17,7 @@ import zarr
 from numpy.typing import NDArray
 
 from storage.chunks import ChunkReader
+from storage.disk import DISK_FULL, sync
 from storage.errors import InvalidScan, StorageFull
 from storage.jobs import Progress
 from storage.layout import SAMPLING, axis_names, create_group, plan_levels, writable
@@ -48,7 +47,7 @@ def ingest(scan: Scan, destination: Path, *, report: Report = lambda progress: N
         return _ingest(scan, destination, report)
     except BaseException as error:
         shutil.rmtree(destination, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise StorageFull(f"the volume could not be written: {error.strerror}") from error
         raise
 
@@ -217,10 +216,6 @@ def _warnings(statistics: Statistics) -> list[str]:
 
 
 def _make_durable(folder: Path) -> None:
-    """fsync every file and folder, so that a published volume survives a power cut."""
-    for path in [folder, *folder.rglob("*")]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    """Sync every file and folder, so that a published volume survives a power cut."""
+    for path in [*folder.rglob("*"), folder, folder.parent]:
+        sync(path)

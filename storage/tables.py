@@ -28,6 +28,7 @@ volumes = Table(
     Column("store", String),
     Column("error", Document),
     Column("revision", Integer, nullable=False, default=0),
+    Index("volumes_by_ingest_job", "ingest_job"),
 )
 
 jobs = Table(

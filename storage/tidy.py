@@ -6,6 +6,7 @@ artifact. Removal is safe at any time, from any process, and twice.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from storage.catalogue import INGEST, Catalogue
 from storage.errors import MissingVolume
-from storage.jobs import OWNED, Job, JobState
+from storage.jobs import OWNED, TERMINAL, Job, JobState
 
 ABANDONED_S = 86_400.0
 """An upload that no volume knows is taken for one on its way until it is this old."""
@@ -43,16 +44,15 @@ def tidy_job(data_root: Path, job: Job) -> None:
 
 
 def tidy(data_root: Path, catalogue: Catalogue) -> None:
-    """Remove what lost workers left: of recent jobs without a result, and of uploads that nobody awaits."""
-    for state in (JobState.FAILED, JobState.CANCELLED):
+    """Remove what lost workers left: of jobs that ended of late, and of uploads that nobody awaits."""
+    for state in TERMINAL:
         for job in catalogue.jobs(state=state, limit=RECENT):
             tidy_job(data_root, job)
     for upload in _files(data_root / "uploads"):
         try:
             ingest = catalogue.volume(upload.name).ingest_job
         except MissingVolume:
-            if time.time() - upload.stat().st_mtime > ABANDONED_S:
-                upload.unlink(missing_ok=True)
+            _remove_if_old(upload)
         else:
             tidy_job(data_root, catalogue.job(ingest))
 
@@ -63,8 +63,9 @@ def _attempts(folder: Path, pattern: str, job: Job) -> Iterator[Path]:
         match = re.fullmatch(pattern, path.name)
         if match and _is_over(int(match[1]), job):
             yield path
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    if job.state.terminal:
+        with contextlib.suppress(OSError):  # it is not there, or the published attempt is in it
+            folder.rmdir()
 
 
 def _is_over(attempt: int, job: Job) -> bool:
@@ -72,6 +73,12 @@ def _is_over(attempt: int, job: Job) -> bool:
     if attempt == job.attempt:
         return job.state is not JobState.SUCCEEDED and job.state not in OWNED
     return attempt < job.attempt
+
+
+def _remove_if_old(upload: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # it has arrived, or was given up, in this moment
+        if time.time() - upload.stat().st_mtime > ABANDONED_S:
+            upload.unlink()
 
 
 def _files(folder: Path) -> list[Path]:

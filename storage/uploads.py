@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
 
+from storage.disk import DISK_FULL, sync
 from storage.errors import DigestMismatch, EmptyUpload, ScanTooLarge, StorageFull
 from storage.records import Received
 
@@ -17,12 +19,17 @@ class Upload:
     """
 
     def __init__(self, folder: Path, volume_id: str, limit_bytes: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._volume_id = volume_id
         self._limit = limit_bytes
         self._final = folder / volume_id
         self._part = folder / f"{volume_id}.part"
-        self._file = self._part.open("xb")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._part.open("xb")
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise StorageFull(f"the upload could not be written: {error.strerror}") from error
+            raise
         self._hash = hashlib.sha256()
         self._size = 0
 
@@ -50,13 +57,15 @@ class Upload:
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
+            self._file.close()
+            self._part.rename(self._final)
+            sync(self._final.parent)
         except OSError as error:
             raise StorageFull(f"the upload could not be written: {error.strerror}") from error
-        self._file.close()
-        self._part.rename(self._final)
         return Received(self._volume_id, self._final, self._size, digest)
 
     def abort(self) -> None:
         """Remove whatever has arrived; harmless after `finish` too, which then leaves the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk refuses what is still in the buffer
+            self._file.close()
         self._part.unlink(missing_ok=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import math
 from typing import Any
 
 from models.errors import ModelError
+from storage.disk import DISK_FULL
 from storage.errors import StorageError, StorageFull
-
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def cause_of(error: BaseException) -> BaseException:

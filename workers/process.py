@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from storage.catalogue import Catalogue
-from storage.errors import CatalogueUnavailable
+from storage.errors import CatalogueUnavailable, StorageFull
 from storage.tidy import tidy
 from workers.device import resolve_device
 from workers.jobs.base import AnyKind
@@ -39,8 +39,8 @@ class WorkerProcess:
         """Run a job, if it is to be had; whatever happens is in the catalogue or in the log."""
         try:
             self._runner.run(job_id)
-        except CatalogueUnavailable:
-            log.exception("job %s is left to its lease: the catalogue does not answer", job_id)
+        except (CatalogueUnavailable, StorageFull):
+            log.exception("job %s is left to its lease: the catalogue does not take an answer", job_id)
 
     def close(self) -> None:
         """Let go of the database."""

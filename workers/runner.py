@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 
 from storage.catalogue import Catalogue
-from storage.errors import CatalogueUnavailable, CorruptVolume, JobCancelled, LeaseLost, UnknownKind
+from storage.errors import CatalogueUnavailable, CorruptVolume, JobCancelled, LeaseLost
 from storage.jobs import Job
 from storage.tidy import tidy_job
 from workers.context import JobContext
@@ -39,13 +39,14 @@ class Runner:
     def run(self, job_id: str) -> Job | None:
         """Run the job if it is to be had, to whatever end; the job as it is then.
 
-        None when another worker has it, or had it before the end. Raises CatalogueUnavailable only.
+        None when it is another worker's: by its kind, by a claim, or by a lease that this one lost. Raises
+        CatalogueUnavailable or StorageFull where the catalogue does not take an answer: then the lease
+        runs out, and another attempt is made.
         """
-        job = self._catalogue.claim(job_id, self._worker, self._settings.lease_s)
+        job = self._catalogue.claim(job_id, self._worker, self._settings.lease_s, kinds=self._kinds.keys())
         if job is None:
             return None
         log.info("job %s (%s), attempt %d: begins", job.id, job.kind, job.attempt)
-        tidy_job(self._settings.data_root, job)
         try:
             ended: Job | None = self._complete(job)
         except CatalogueUnavailable:
@@ -58,9 +59,10 @@ class Runner:
 
     def _complete(self, job: Job) -> Job:
         """Compute and publish."""
-        kind = self._kind(job)
+        kind = self._kinds[job.kind]
         record = None if job.volume_id is None else self._catalogue.volume(job.volume_id)
         with Lease(self._catalogue, job, self._settings.lease_s) as lease:
+            tidy_job(self._settings.data_root, job)
             context = JobContext(job, record, self._settings, self._device, self._memory_budget, lease.report)
             parameters = kind.parse(job.parameters)
             context.require_memory(kind.memory_bytes(context, parameters))
@@ -75,11 +77,6 @@ class Runner:
             store=outcome.store,
         )
 
-    def _kind(self, job: Job) -> AnyKind:
-        if job.kind not in self._kinds:
-            raise UnknownKind(job.kind, sorted(self._kinds))
-        return self._kinds[job.kind]
-
     def _give_up(self, job: Job, error: BaseException) -> Job | None:
         """Say why there is no result, if this attempt still has a say."""
         try:
@@ -89,10 +86,12 @@ class Runner:
                 return self._catalogue.cancelled(job.id, job.attempt)
             record = error_record(error)
             log.warning("job %s: %s", job.id, record["code"], exc_info=error)
-            if isinstance(error, CorruptVolume) and job.volume_id is not None:
-                self._catalogue.quarantine(job.volume_id, record)
             return self._catalogue.fail(
-                job.id, job.attempt, record, retry_pause_s=self._settings.retry_pause_s
+                job.id,
+                job.attempt,
+                record,
+                retry_pause_s=self._settings.retry_pause_s,
+                quarantine=isinstance(error, CorruptVolume),
             )
         except LeaseLost:
             return None

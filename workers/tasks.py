@@ -10,7 +10,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from storage.catalogue import Catalogue
-from storage.errors import CatalogueUnavailable
+from storage.errors import CatalogueUnavailable, StorageFull
 from storage.jobs import RUN_JOB, Job
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def ring_due(catalogue: Catalogue, ring: Callable[[Job], None]) -> None:
         for job in catalogue.sweep():
             ring(job)
             rung.append(job.id)
-    except (OperationalError, OSError, CatalogueUnavailable) as error:
+    except (OperationalError, OSError, CatalogueUnavailable, StorageFull) as error:
         log.warning("jobs are left to the next sweep: %s", error)
     if rung:
         catalogue.rang(rung)

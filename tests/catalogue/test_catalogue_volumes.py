@@ -6,7 +6,7 @@ import pytest
 from catalogue_examples import ERROR, STORED, announce, ready_volume, upload
 
 from storage.catalogue import Catalogue
-from storage.errors import MissingVolume, VolumeNotReady
+from storage.errors import LeaseLost, MissingVolume, VolumeNotReady
 from storage.jobs import JobState
 from storage.records import VolumeState
 
@@ -79,6 +79,20 @@ def test_only_validating_and_ready_volumes_take_jobs(catalogue: Catalogue) -> No
         with pytest.raises(VolumeNotReady) as refusal:
             catalogue.submit("measure", {}, volume_id=volume_id)
         assert refusal.value.state == state
+
+
+def test_an_error_may_close_the_volume_but_never_that_of_a_late_attempt(catalogue: Catalogue) -> None:
+    announce(catalogue)
+    volume = ready_volume(catalogue)
+    job = catalogue.submit("measure", {}, volume_id=volume.id)
+    catalogue.claim(job.id, "worker-1", -1)
+    catalogue.claim(job.id, "worker-2", 30)
+    with pytest.raises(LeaseLost):
+        catalogue.fail(job.id, 1, ERROR, quarantine=True)
+    assert catalogue.volume(volume.id) == volume
+    catalogue.fail(job.id, 2, ERROR, quarantine=True)
+    closed = catalogue.volume(volume.id)
+    assert (closed.state, closed.error) == (VolumeState.QUARANTINED, ERROR)
 
 
 def test_quarantine_closes_ready_volumes_only(catalogue: Catalogue) -> None:

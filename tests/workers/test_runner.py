@@ -12,14 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 from support.probe import Probe, ProbeResult
+from support.scans import upload
 
 from models.errors import NonFiniteSample, SourceFailed
 from storage.artifacts import ArtifactStore
 from storage.catalogue import Catalogue
 from storage.errors import CorruptVolume, InvalidScan, StorageFull
-from storage.jobs import JobState, Progress
+from storage.jobs import Job, JobState, Progress
+from storage.records import VolumeState
+from workers import runner as runner_module
 from workers.context import JobContext
 from workers.jobs.base import Outcome
+from workers.jobs.ingest import IngestParameters
 
 DONE = Outcome(ProbeResult(number=1))
 DEADLINE_S = 10.0
@@ -81,10 +85,14 @@ def test_bad_parameters_are_named(catalogue: Catalogue, make_runner: Any) -> Non
     assert {pointer for pointer, _ in ended.error["problems"]} == {"/number", "/a~1b"}
 
 
-def test_a_kind_that_this_worker_cannot_do(catalogue: Catalogue, make_runner: Any) -> None:
-    make_runner(Probe(lambda context: DONE))
-    ended = make_runner().run(catalogue.submit("probe", {}).id)
-    assert (ended.state, ended.error["code"]) == (JobState.FAILED, "unknown-kind")
+def test_a_kind_that_this_worker_cannot_do_is_left_for_another(
+    catalogue: Catalogue, make_runner: Any
+) -> None:
+    able = make_runner(Probe(lambda context: DONE))
+    job = catalogue.submit("probe", {})
+    assert make_runner().run(job.id) is None
+    assert catalogue.job(job.id) == job
+    assert able.run(job.id).state is JobState.SUCCEEDED
 
 
 def test_a_job_over_budget_never_begins(catalogue: Catalogue, make_runner: Any) -> None:
@@ -124,7 +132,14 @@ def test_the_log_has_what_the_record_withholds(
     assert "RuntimeError: insides" in caplog.text
 
 
-@pytest.mark.parametrize("error", [StorageFull("full"), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        StorageFull("full"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EFBIG, "Too large"),
+    ],
+)
 def test_a_full_disk_is_tried_again_up_to_the_last_attempt(
     error: Exception, catalogue: Catalogue, make_runner: Any, tmp_path: Path
 ) -> None:
@@ -224,6 +239,37 @@ def test_a_late_finish_is_refused_and_leaves_the_other_attempt_alone(
     assert runner.run(job.id) is None
     assert catalogue.job(job.id).state is JobState.RUNNING
     assert written(tmp_path) == ["second.json"]
+
+
+def test_a_late_attempt_that_trips_over_its_removed_files_leaves_the_volume_open(
+    catalogue: Catalogue, make_runner: Any, tmp_path: Path
+) -> None:
+    """A paused ingest wakes up when the next attempt has removed its files, and published its own."""
+
+    class LateIngest(Probe):
+        name = "ingest"
+        parameters = IngestParameters
+
+    def behave(context: JobContext) -> Outcome:
+        _lose(catalogue, context)
+        catalogue.finish(context.job.id, 2, {}, store="volumes/x/2.zarr")
+        raise CorruptVolume("0/c/0/0/0", "it breaks off")
+
+    volume, job = upload(catalogue, tmp_path, b"scan")
+    assert make_runner(LateIngest(behave)).run(job.id) is None
+    assert catalogue.volume(volume.id).state is VolumeState.READY
+
+
+def test_tidying_that_takes_longer_than_a_lease_does_not_cost_it(
+    catalogue: Catalogue, make_runner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow_tidy(root: Path, job: Job) -> None:
+        time.sleep(1.0)
+        catalogue.sweep()
+
+    monkeypatch.setattr(runner_module, "tidy_job", slow_tidy)
+    ended = make_runner(Probe(lambda context: DONE), lease_s=0.5).run(catalogue.submit("probe", {}).id)
+    assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 1)
 
 
 def test_the_next_attempt_removes_what_a_killed_one_left(

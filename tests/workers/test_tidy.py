@@ -43,6 +43,28 @@ def test_what_lost_workers_left_goes(catalogue: Catalogue, tmp_path: Path) -> No
     assert files_below(tmp_path / "uploads") == [waiting.id]
 
 
+def test_only_the_published_attempt_of_an_ended_job_is_kept(catalogue: Catalogue, tmp_path: Path) -> None:
+    """Also when a lost worker woke up, wrote on, and died, after the job had ended."""
+    volume, job = upload(catalogue, tmp_path, b"scan")
+    catalogue.claim(job.id, "w", -1)
+    catalogue.claim(job.id, "w", 30)
+    catalogue.finish(job.id, 2, {}, store=store_key(volume.id, 2))
+    leave_stores(tmp_path, volume.id, 1, 2)
+    tidy(tmp_path, catalogue)
+    assert files_below(tmp_path / "volumes", "*/*") == [f"{volume.id}/2.zarr"]
+    assert files_below(tmp_path / "uploads") == []
+
+
+def test_the_folder_that_a_running_attempt_has_just_made_is_kept(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
+    volume, job = upload(catalogue, tmp_path, b"scan")
+    catalogue.claim(job.id, "w", 30)
+    (tmp_path / "volumes" / volume.id).mkdir(parents=True)
+    tidy(tmp_path, catalogue)
+    assert files_below(tmp_path / "volumes") == [volume.id]
+
+
 def test_an_upload_on_its_way_is_kept_for_a_day(catalogue: Catalogue, tmp_path: Path) -> None:
     folder = tmp_path / "uploads"
     folder.mkdir()

@@ -6,6 +6,7 @@ from math import prod
 from typing import ClassVar
 
 from storage.catalogue import INGEST
+from storage.disk import sync
 from storage.ingest import ingest
 from storage.jobs import Queue
 from storage.layout import SAMPLING
@@ -62,6 +63,7 @@ class Ingest(Kind[IngestParameters]):
         store = store_key(volume_id, context.job.attempt)
         destination = context.data_root / store
         destination.parent.mkdir(parents=True, exist_ok=True)
+        sync(destination.parent.parent)
         with open_scan(upload_path(context.data_root, volume_id), limits_of(context.settings)) as scan:
             context.require_memory(BASE_BYTES + SLABS * slab_bytes(scan.header))
             stored = ingest(scan, destination, report=context.report)
