@@ -24,8 +24,10 @@ from models.tt.qtt import LAYOUTS, ORDERS, Layout, make_layout
 from models.tt.train import TensorTrain
 from models.types import Array, CubeSource, Int64, Report
 
-HELD_OUT_NUMBERS = 1 << 22
-"""Float64 numbers that comparing a part of the held-out voxels may take."""
+HELD_OUT_NUMBERS = 1 << 18
+"""Features of held-out voxels that are compared between two reports."""
+PORTION_NUMBERS = 1 << 20
+"""Float64 numbers that evaluating a train at many entries may take, per copy."""
 RUNTIME_BYTES = 64 << 20
 """What torch's and numpy's own buffers take beside ours."""
 UNKNOWN_SCAN = IntensityStatistics(0.0, 1.0, 0.5, 0.25)
@@ -141,6 +143,8 @@ class Embedding:
         train = TensorTrain(tuple(torch.from_numpy(np.array(tensors[f"core.{k}"])) for k in cores))
         if train.modes != layout.modes:
             raise InvalidShape(f"cores of modes {train.modes} do not fit the layout's {layout.modes}")
+        if list(layout.strides) != list(manifest["strides"]):
+            raise InvalidShape(f"strides {manifest['strides']} are not the layout's {list(layout.strides)}")
         return cls(
             config=config,
             train=train,
@@ -174,11 +178,11 @@ def embed(
     layout = make_layout(config.layout, source.shape, encoder.features, config.order)
     voxels = EncodedVoxels(source, encoder, device)
     field = SampledField(voxels, layout)
-    cross_seed, held_out_seed = np.random.SeedSequence(config.seed).generate_state(2).tolist()
+    start_seed, cross_seed, held_out_seed = np.random.SeedSequence(config.seed).generate_state(3).tolist()
     sets = cross(
         field,
         layout,
-        random_start(layout, config.rank, config.seed),
+        random_start(layout, config.rank, start_seed),
         sweeps=config.sweeps,
         seed=cross_seed,
         rank_tolerance=encoder.rank_tolerance,
@@ -218,12 +222,14 @@ def estimate(shape: tuple[int, int, int], channels: int, config: EmbedConfig) ->
     cubes = all_sweeps.unique_cubes + config.held_out
     cube_bytes = 8 * channels * encoder.cube_size**3
     memory = (
-        cubes * (16 * encoder.features + 32)  # stored features, twice while they grow; their voxels
+        cubes * (24 * encoder.features + 64)  # stored features, thrice while they grow; their voxels
         + 24 * seen  # keys that were asked for
         + 2 * min(FETCH_BYTES, max(*blocks, config.held_out) * cube_bytes)  # as read, and as given
         + ENCODE_BATCH * (cube_bytes + encoder.scratch_bytes)
         + 96 * max(blocks)  # one block: keys, entries, values, basis and coefficients
         + 48 * samples  # forward set and cores
+        + config.held_out * (40 * encoder.features + 128)  # both values, error, squares and pairs; voxels
+        + 24 * PORTION_NUMBERS
         + RUNTIME_BYTES
     )
     return Estimate(forward, all_sweeps, config.held_out, memory)
@@ -252,23 +258,24 @@ def _certificate(
     """Draw voxels uniformly, with replacement and from a stream of their own, and compare there."""
     drawn = np.random.default_rng(seed).integers(layout.voxels, size=config.held_out)
     zyx = np.stack(np.unravel_index(drawn, layout.shape[:3]), axis=-1)
-    step = max(1, HELD_OUT_NUMBERS // (layout.features * max(train.ranks, default=1) ** 2))
-    approximation, truth = [], []
+    step = max(1, HELD_OUT_NUMBERS // layout.features)
+    approximation, truth = np.empty((2, len(drawn), layout.features))
     for start in range(0, len(drawn), step):
         part = slice(start, start + step)
-        truth.append(voxels.features(drawn[part]).cpu().numpy())
-        approximation.append(features_at(train, layout, zyx[part]))
+        truth[part] = voxels.features(drawn[part]).cpu().numpy()
+        approximation[part] = features_at(train, layout, zyx[part])
         report("certificate", min(start + step, len(drawn)), len(drawn))
-    return certify(
-        np.concatenate(approximation), np.concatenate(truth), zyx, encoder.value_range, config.confidence
-    )
+    return certify(approximation, truth, zyx, encoder.value_range, config.confidence)
 
 
 def features_at(train: TensorTrain, layout: Layout, voxels: Int64) -> Array:
-    """The train's features (m, f) at voxels (m, 3) in (z, y, x)."""
-    entries = np.column_stack(
-        [np.repeat(voxels, layout.features, axis=0), np.tile(np.arange(layout.features), len(voxels))]
-    )
-    indices = torch.from_numpy(layout.indices(layout.keys_of(entries)))
-    values = train.at(indices.to(train.cores[0].device))
-    return values.detach().cpu().numpy().reshape(len(voxels), layout.features)
+    """The train's features (m, f) at voxels (m, 3) in (z, y, x); memory is bounded but for the result's."""
+    first = layout.keys_of(np.column_stack([voxels, np.zeros(len(voxels), np.int64)]))
+    keys = (first[:, None] + np.arange(layout.features)).ravel()
+    step = max(1, PORTION_NUMBERS // max(len(layout.modes), max(train.ranks, default=1) ** 2))
+    values = np.empty(len(keys))
+    for start in range(0, len(keys), step):
+        part = slice(start, start + step)
+        indices = torch.from_numpy(layout.indices(keys[part])).to(train.cores[0].device)
+        values[part] = train.at(indices).detach().cpu().numpy()
+    return values.reshape(len(voxels), layout.features)

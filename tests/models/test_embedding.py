@@ -156,6 +156,9 @@ def test_what_is_saved_can_be_loaded(name: str) -> None:
         features_at(loaded.train, loaded.layout, voxels),
         features_at(embedding.train, embedding.layout, voxels),
     )
+    changed = {**embedding.manifest(), "strides": embedding.manifest()["strides"][::-1]}
+    with pytest.raises(InvalidShape, match="are not the layout's"):
+        Embedding.from_tensors(tensors, changed)
     del tensors["left.0"]
     with pytest.raises(InvalidShape, match=r"lacks left\.0"):
         Embedding.from_tensors(tensors, embedding.manifest())
