@@ -5,7 +5,6 @@ ModelError
 ├── InvalidConfig       a setting outside of what the method takes
 ├── NonFiniteSample     a sampled value is NaN or infinite
 ├── SampleOutOfRange    a sampled value lies outside of the range that was stated for it
-├── SingularCross       the samples at a bond do not determine the tensor
 └── SourceFailed        a source of cubes broke off or returned the wrong shape
 """
 

@@ -31,7 +31,7 @@ Float64 = NDArray[np.float64]
 
 METHOD = "empirical Bernstein (Maurer & Pontil 2009, Theorem 4), level halved between error and variance"
 ROUNDING = 1e-12
-"""Relative to the range of E: what still counts as exact where E is constant."""
+"""Relative to the range of E: where it varies by no more it is constant, where T errs by no more T is exact."""
 
 CONSTANT = "constant on the held-out voxels: a centred error has no meaning"
 CONSTANT_EXACT = "constant on the held-out voxels, and reproduced exactly"
@@ -118,7 +118,7 @@ def _bound(
     squares = np.square(error).mean(axis=1)
     half = len(truth) // 2
     pairs = np.square(truth[:half] - truth[half : 2 * half]).mean(axis=1) / 2
-    constant = not np.ptp(truth, axis=0).any()
+    constant = bool(np.ptp(truth, axis=0).max() <= ROUNDING * span)
     mean_square = float(squares.mean())
     variance = 0.0 if constant else float(truth.var(axis=0, ddof=1).mean())
     row, column = np.unravel_index(int(np.abs(error).argmax()), error.shape)

@@ -41,6 +41,8 @@ class ForwardSet:
         for bond, cross in enumerate(crosses):
             if not np.isin(cross, blocks[bond]).all():
                 raise InvalidShape(f"bond {bond}: its prefixes do not continue those before")
+            if not np.isin(cross, blocks[bond + 1]).all():
+                raise InvalidShape(f"bond {bond}: its suffixes do not continue those after")
         return cls(
             keys,
             tuple(np.searchsorted(keys, block) for block in blocks),
@@ -60,8 +62,9 @@ def interpolate(
 
     Cores are C_k G_k^-1 by an LU solve, never by least squares or a pseudo-inverse, whose derivative loses
     the cube of the condition number. Gradients with respect to `values` are exact for fixed indices.
-    Where a cross G_k has numerical rank below its size, its bond is cut to rows and columns that carry it;
-    where it is zero, a rank of 1 remains, and T is zero.
+    Where a cross G_k has numerical rank below its size, its bond is cut to rows and columns that carry it,
+    and T agrees with the samples as far as the tolerance goes; where it is zero, a rank of 1 remains, and T
+    is zero.
     """
     crosses = [values[_on(cross, values)] for cross in forward.crosses]
     kept = [_pivots(G.detach(), rank_tolerance) for G in crosses]

@@ -104,6 +104,17 @@ def test_constant_features_have_no_error_or_none_at_all_but_never_nan() -> None:
     json.dumps(certificate.to_json(), allow_nan=False)
 
 
+def test_features_that_vary_by_rounding_alone_count_as_constant() -> None:
+    truth = np.zeros((100, 1))
+    truth[3] = 1e-200  # its square is zero
+    overall = certify(truth, truth, some_voxels(100), (0.0, 1.0), 0.95).overall
+    assert (overall.centred_error, overall.std, overall.note) == (0.0, 0.0, CONSTANT_EXACT)
+    truth[3] = 1e-150
+    wrong = certify(truth + 1.0, truth, some_voxels(100), (0.0, 1.0), 0.95)
+    assert wrong.overall.note == CONSTANT
+    json.dumps(wrong.to_json(), allow_nan=False)
+
+
 def test_a_range_of_one_point_is_exact_when_the_approximation_is() -> None:
     zeros = np.zeros((10, 1))
     overall = certify(zeros + 1e-30, zeros, some_voxels(10), (0.0, 0.0), 0.95).overall

@@ -88,7 +88,7 @@ def test_nested_sets_look_at_exactly_as_many_entries_as_the_law_says(layout: Lay
         assert len(np.unique(J)) == len(J) == len(np.unique(K)) == len(K)
 
 
-def test_the_interpolant_agrees_with_the_samples_of_its_last_fibres() -> None:
+def test_the_interpolant_agrees_with_all_samples_that_it_is_made_from() -> None:
     layout = tt_layout((20, 20, 20), 1)
     field = FunctionField(layout, blobs(20))
     train, sets = approximate(field, layout, 4, 0)
@@ -96,6 +96,9 @@ def test_the_interpolant_agrees_with_the_samples_of_its_last_fibres() -> None:
         keys = sets.block(layout, core).ravel()
         at = train.at(torch.from_numpy(layout.indices(keys)))
         assert torch.allclose(at, field(keys), atol=1e-11)
+    assert all(
+        float(core.abs().max()) <= 1.0501 for core in train.cores[:-1]
+    )  # C_k G_k^-1: maxvol's tolerance
 
 
 @pytest.mark.parametrize("value", [0.0, 3.5])
@@ -120,7 +123,9 @@ def test_a_small_object_in_empty_space_is_found_from_an_empty_start() -> None:
     def looks_empty(seed: int) -> bool:
         return not field(random_start(layout, 8, seed).block(layout, 0)).any()
 
-    for seed in [seed for seed in range(20) if looks_empty(seed)][:3]:
+    empty = [seed for seed in range(20) if looks_empty(seed)][:3]
+    assert empty
+    for seed in empty:
         train, _ = approximate(field, layout, 8, seed)
         assert relative_error(train, field, layout) <= 1e-2
 
@@ -201,3 +206,5 @@ def test_a_broken_nesting_is_refused_at_the_bond() -> None:
     sets = IndexSets((np.array([0, 16]), np.array([32, 36])), (np.array([0, 1]), np.array([0, 1])))
     with pytest.raises(InvalidShape, match="bond 1: its prefixes do not continue"):
         ForwardSet.of(layout, sets)
+    with pytest.raises(InvalidShape, match="bond 0: its suffixes do not continue"):
+        ForwardSet.of(layout.mirrored(), sets.mirrored())
