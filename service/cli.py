@@ -42,8 +42,10 @@ DataRoot = Annotated[
     typer.Option(help="Folder that holds everything; by default TOMOTRAIN_DATA_ROOT, else ./var."),
 ]
 Layout = Annotated[str, typer.Option(help="Layout of the tensor train: qtt or tt.")]
-Rank = Annotated[int | None, typer.Option(help="Largest rank of the train; by default the kind's own.")]
-Encoder = Annotated[str | None, typer.Option(help="Name of the encoder; by default the kind's own.")]
+Rank = Annotated[int | None, typer.Option(help="Highest rank of the train; by default the service's.")]
+Encoder = Annotated[
+    str | None, typer.Option(help="Name of the encoder (/v1/kinds lists them); by default the service's.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 
@@ -65,7 +67,7 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-@app.command()
+@app.command(short_help="Run broker, workers, API and dashboard until Ctrl-C.")
 def up(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = DEFAULT_HOST,
     port: Annotated[
@@ -84,10 +86,13 @@ def up(
         stack.wait()
 
 
-@app.command()
+@app.command(short_help="Send a scan and print what was found.")
 def analyze(
     scan: Annotated[Path, typer.Argument(help="A .nii[.gz], .nrrd, DICOM folder or zip, or OME-Zarr.")],
-    url: Annotated[str | None, typer.Option(help="Address of a running service.")] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Address of a running service; by default the one on port 8000, or a new one."),
+    ] = None,
     layout: Layout = "qtt",
     rank: Rank = None,
     encoder: Encoder = None,
@@ -100,7 +105,7 @@ def analyze(
         _analyze(address, scan, _parameters(layout, rank, encoder), as_json)
 
 
-@app.command()
+@app.command(short_help="Try it on a real scan; leaves nothing behind.")
 def demo(
     scan: Annotated[
         Path | None, typer.Option(help="A scan of your own; by default a real one that nibabel brings.")

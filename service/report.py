@@ -36,14 +36,15 @@ def rows(found: Found) -> list[tuple[str, str]]:
     return [
         ("shape", f"{_times(shape)} ({', '.join(found.volume.axes or [])})"),
         ("spacing", _spacing(found.volume)),
-        ("samples", f"{result['samples']:,} ({result['unique_samples']:,} unique)"),
-        ("unique cubes", f"{result['unique_cubes']:,} of {result['cube_size']}³ voxels"),
-        ("share of the volume read", f"{result['share_read']:.2%} of its voxels"),
+        ("entries looked at", f"{result['samples']:,} ({result['unique_samples']:,} unique)"),
+        ("cubes encoded", f"{result['unique_cubes']:,} of {result['cube_size']}³ voxels"),
+        ("share of the volume read", f"{result['share_read']:.2%} of its voxels, held-out cubes included"),
         ("chunks read", _chunks(result)),
         ("ranks", ", ".join(map(str, result["ranks"]))),
         ("certificate", _certificate(result["certificate"])),
-        ("time", f"{result['seconds']:.2f} s"),
-        ("peak memory", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB"),
+        ("time to embed", f"{result['seconds']:.2f} s"),
+        ("peak memory of the worker", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB"),
+        ("job", found.job.id),
         *(("note", warning) for warning in found.volume.warnings),
     ]
 
@@ -68,12 +69,16 @@ def _chunks(result: dict[str, Any]) -> str:
 
 
 def _certificate(certificate: dict[str, Any]) -> str:
-    """The overall centred error: 0 is exact, 1 as good as the mean."""
+    """The overall centred error, in words: what it is, its bound, and what it was measured on."""
     overall = certificate["overall"]
     tested = f"on {certificate['held_out']:,} held-out cubes"
     if overall["centred_error"] is None:
         return f"{overall['note']} ({tested})"
     bound = overall["upper_bound"]
-    most = overall["note"] if bound is None else f"at most {bound:.3g} at {certificate['confidence']:.0%}"
-    scale = "0 is exact, 1 as good as the mean"
+    most = (
+        f"no bound: {overall['note']}"
+        if bound is None
+        else f"at most {bound:.3g} at {certificate['confidence']:.0%} confidence"
+    )
+    scale = "0: exact, 1: no better than the mean value everywhere"
     return f"centred error {overall['centred_error']:.3g} ({scale}); {most} ({tested})"
