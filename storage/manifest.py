@@ -42,12 +42,19 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """The manifest that was written beside the volume. Raises CorruptVolume when it does not parse."""
+        """The manifest that was written beside the volume.
+
+        Raises CorruptVolume when it does not parse, or does not fit its own digest.
+        """
         try:
             document = json.loads((folder / NAME).read_text())
-            return cls({key: StoredObject(**entry) for key, entry in document["objects"].items()})
+            manifest = cls({key: StoredObject(**entry) for key, entry in document["objects"].items()})
+            version, digest = document["version"], document["digest"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptVolume(NAME, f"the manifest cannot be read: {error}") from error
+        if (version, digest) != (VERSION, manifest.digest):
+            raise CorruptVolume(NAME, f"version {version} and {digest} are not what the manifest holds")
+        return manifest
 
     def write(self, folder: Path) -> None:
         """Write it beside the volume."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from typing import ClassVar
@@ -57,6 +59,15 @@ class Wait(Probe):
 
     def __init__(self) -> None:
         super().__init__(_wait)
+
+
+class Poison(Probe):
+    """Kills its process."""
+
+    name = "poison"
+
+    def __init__(self) -> None:
+        super().__init__(lambda context: os.kill(os.getpid(), signal.SIGKILL))  # type: ignore[func-returns-value, arg-type, return-value]
 
 
 def _log(context: JobContext) -> Outcome:

@@ -10,9 +10,9 @@ from workers.settings import WorkerSettings
 
 
 def load_kinds() -> Sequence[AnyKind]:
-    from support.probe import Log, Wait
+    from support.probe import Log, Poison, Wait
 
-    return (Log(), Wait())
+    return (Log(), Poison(), Wait())
 
 
 app = create_app(WorkerSettings(), load_kinds)

@@ -123,10 +123,22 @@ class Worker:
 
     def kill(self) -> None:
         """SIGKILL to parent and pool alike."""
+        self._signal(signal.SIGKILL)
         assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
+
+    def pause(self) -> None:
+        """SIGSTOP to parent and pool alike."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
 
     def stop(self) -> int:
         """SIGTERM; the exit status."""

@@ -21,7 +21,7 @@ def test_from_the_ring_to_the_result(
     worker = start_worker(PROBES, presence_s=0.1)
     until(truth.workers)
     (record,) = truth.workers()
-    assert (record.name, record.device, record.kinds) == ("w1@test", "cpu", ("log", "wait"))
+    assert (record.name, record.device, record.kinds) == ("w1@test", "cpu", ("log", "poison", "wait"))
 
     jobs = [truth.submit("log", {"number": number}) for number in range(10)]
     for job in jobs:
