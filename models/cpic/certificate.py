@@ -31,7 +31,7 @@ Float64 = NDArray[np.float64]
 
 METHOD = "empirical Bernstein (Maurer & Pontil 2009, Theorem 4), level halved between error and variance"
 ROUNDING = 1e-12
-"""Relative to the range of E: where it varies by no more it is constant, where T errs by no more T is exact."""
+"""Relative to the range of E: what varies by no more is constant, what errs by no more is exact."""
 
 CONSTANT = "constant on the held-out voxels: a centred error has no meaning"
 CONSTANT_EXACT = "constant on the held-out voxels, and reproduced exactly"
