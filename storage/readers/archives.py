@@ -1,13 +1,16 @@
 """The files of an upload, wherever they lie: one file, a folder, or a zip archive that is never extracted.
 
 A zip is judged by its central directory alone: names that leave the archive, links, encryption, entries that
-share bytes, and declared sizes. While an entry is read, no more than its declared size is ever unpacked
-(`zipfile` stops there and then compares the CRC), so a lie is found and costs nothing.
+share bytes, and declared sizes. Entries are stored or deflated: while one is read, no more than its declared
+size is ever unpacked (`zipfile` stops there and then compares the CRC), so a lie is found and costs nothing.
+With bzip2 and LZMA that would not hold, as `zipfile` unpacks whatever a piece of them holds: 1 kB of bzip2
+makes gigabytes.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import stat
 import struct
 import tempfile
@@ -24,9 +27,8 @@ from storage.errors import InvalidScan, ScanTooLarge, UnsafeArchive, Unsupported
 from storage.readers.base import Limits
 
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
-END_RECORD = struct.Struct("<4s4H2LH")
-END_RECORD_64 = struct.Struct("<4sQ2H2L4Q")
-LOCATOR_64 = struct.Struct("<4sLQL")
+ENTRY_MAGIC = b"PK\x01\x02"
+PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 LOCAL_HEADER_BYTES = 30
 DIRECTORY_BYTES_PER_ENTRY = 512
 SPOOL_BYTES = 32 << 20
@@ -121,6 +123,50 @@ class Archive(Tree):
         self._zip.close()
 
 
+class _DirectoryGuard(io.BufferedReader):
+    """An archive's file that refuses to hand out a central directory too big to be held in memory.
+
+    `zipfile` reads the directory at one go, of whatever size the end record claims, and makes an object of
+    every entry. Entries are counted by their signature, so no count that a record declares is trusted.
+    """
+
+    def __init__(self, path: Path, limits: Limits) -> None:
+        super().__init__(io.FileIO(path))
+        self._limits = limits
+        self.lifted = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Like any file's. Raises ScanTooLarge or InvalidScan while the guard is not lifted."""
+        if self.lifted:
+            return super().read(size)
+        allowed = self._limits.members * DIRECTORY_BYTES_PER_ENTRY
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        wanted = left if size is None or size < 0 else min(size, left)
+        if wanted > allowed:
+            raise ScanTooLarge("central directory of the archive", wanted, allowed)
+        data = super().read(size)
+        entries = data.count(ENTRY_MAGIC)
+        if entries > self._limits.members:
+            raise InvalidScan(f"the archive has {entries} entries; at most {self._limits.members} are read")
+        return data
+
+
+class _Zip(zipfile.ZipFile):
+    """An archive whose directory is read through a guard. Closing it closes its file."""
+
+    def __init__(self, path: Path, limits: Limits) -> None:
+        with ExitStack() as on_error:
+            self._guard = on_error.enter_context(_DirectoryGuard(path, limits))
+            super().__init__(self._guard)
+            self._guard.lifted = True
+            on_error.pop_all()
+
+    def close(self) -> None:
+        """Let go of the archive and its file."""
+        super().close()
+        self._guard.close()
+
+
 def open_tree(path: Path, limits: Limits) -> Tree:
     """The files of an upload. Raises UnsafeArchive, ScanTooLarge or InvalidScan before any is read."""
     return Archive(path, limits) if is_zip(path) else Folder(path, limits)
@@ -139,16 +185,13 @@ def open_zip(path: Path, limits: Limits) -> zipfile.ZipFile:
 
     Raises UnsafeArchive, ScanTooLarge or InvalidScan.
     """
-    _check_directory_size(path, limits)
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
-        raise InvalidScan(f"truncated or damaged archive: {error}; send it again") from error
-    try:
+    with ExitStack() as on_error:
+        try:
+            archive = on_error.enter_context(_Zip(path, limits))
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+            raise InvalidScan(f"truncated or damaged archive: {error}; send it again") from error
         check_archive(archive.infolist(), path.stat().st_size, limits)
-    except BaseException:
-        archive.close()
-        raise
+        on_error.pop_all()
     return archive
 
 
@@ -196,10 +239,15 @@ def damage_named(member: Member) -> Iterator[None]:
 
 def _check_entry(entry: zipfile.ZipInfo, limits: Limits) -> None:
     check_inside(entry.orig_filename)
-    if stat.S_ISLNK(entry.external_attr >> 16):
+    kind = stat.S_IFMT(entry.external_attr >> 16)
+    if kind == stat.S_IFLNK:
         raise UnsafeArchive(entry.filename, "it is a symbolic link")
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise UnsafeArchive(entry.filename, "it is neither a file nor a folder")
     if entry.flag_bits & 0x41:
         raise InvalidScan("the archive is encrypted; send it without a password")
+    if entry.compress_type not in PACKINGS:
+        raise InvalidScan(f"archive entry {entry.filename!r} is neither stored nor deflated; pack it again")
     if entry.file_size > limits.member_bytes:
         raise ScanTooLarge(f"archive entry {entry.filename!r}", entry.file_size, limits.member_bytes)
 
@@ -214,35 +262,6 @@ def _check_overlap(entries: list[zipfile.ZipInfo], archive_bytes: int) -> None:
         if entry.header_offset < end:
             raise InvalidScan(f"archive entry {entry.filename!r} overlaps another; pack the archive again")
         end = entry.header_offset + LOCAL_HEADER_BYTES + entry.compress_size
-
-
-def _check_directory_size(path: Path, limits: Limits) -> None:
-    """Refuse a central directory too big to hold in memory, before `zipfile` reads it."""
-    allowed = limits.members * DIRECTORY_BYTES_PER_ENTRY
-    size = _directory_size(path)
-    if size is None:
-        raise InvalidScan("truncated archive: it has no central directory; send the whole file")
-    if size > allowed:
-        raise ScanTooLarge("central directory of the archive", size, allowed)
-
-
-def _directory_size(path: Path) -> int | None:
-    """Bytes of the central directory by the end record (zip64 too); None where there is no end record."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(0, size - END_RECORD.size - 0xFFFF))
-        start, tail = file.tell(), file.read()
-        at = tail.rfind(b"PK\x05\x06")
-        if at < 0 or len(tail) - at < END_RECORD.size:
-            return None
-        declared = int(END_RECORD.unpack_from(tail, at)[5])
-        file.seek(max(0, start + at - LOCATOR_64.size))
-        locator = file.read(LOCATOR_64.size)
-        if not locator.startswith(b"PK\x06\x07") or len(locator) < LOCATOR_64.size:
-            return declared
-        file.seek(LOCATOR_64.unpack(locator)[2])
-        record = file.read(END_RECORD_64.size)
-        return int(END_RECORD_64.unpack(record)[8]) if len(record) == END_RECORD_64.size else declared
 
 
 def _regular_files(root: Path, limits: Limits) -> list[Path]:

@@ -25,8 +25,12 @@ class Limits:
     """Largest scan, decoded."""
     plane_bytes: int = 512 << 20
     """Largest single plane or foreign Zarr chunk, decoded: what must be in memory at once."""
+    planes: int = 1 << 20
+    """Most planes of a scan, of all frames together."""
+    frames: int = 1 << 16
+    """Most time points or channels: each has files of its own in the store."""
     members: int = 200_000
-    """Most entries in an archive."""
+    """Most entries in an archive, and most planes of DICOM, which are all known before the first is read."""
     member_bytes: int = 2 << 30
     """Largest entry of an archive, unpacked."""
 

@@ -101,6 +101,8 @@ def _read_series(tree: Tree, limits: Limits) -> tuple[list[Plane], list[str]]:
             continue
         found = read_planes(tree, member, limits)
         planes += found
+        if len(planes) > limits.members:
+            raise InvalidScan(f"the upload has more than {limits.members} slices; at most that many are read")
         if not found:
             documents.append(member.name)
     if not planes:

@@ -30,6 +30,8 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 PIXEL_KEYWORDS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 UNDEFINED_LENGTH = 0xFFFFFFFF
+ITEM_BYTES = 8
+"""What the header of one fragment takes (PS3.5 A.4)."""
 ELEMENT_BYTES = 64 << 20
 """Longest single header element that is read."""
 HEADER_BYTES = 256 << 20
@@ -391,11 +393,18 @@ def _check_layout(layout: PixelLayout, member: Member, limits: Limits) -> None:
         raise ScanTooLarge(f"declared size of one plane ({member.name!r})", plane, limits.plane_bytes)
     if plane * layout.frames > limits.decoded_bytes:
         raise ScanTooLarge(f"declared size of {member.name!r}", plane * layout.frames, limits.decoded_bytes)
+    if layout.frames > limits.members:
+        raise InvalidScan(f"{member.name!r} has {layout.frames} frames; at most {limits.members} are read")
 
 
 def _check_length(layout: PixelLayout, member: Member, found: _PixelElement) -> None:
-    """Refuse pixel data shorter than the header says; no more than that can be said of compressed ones."""
+    """Refuse pixel data shorter than the header says; each compressed frame needs an item of its own."""
     if layout.length is None:
+        if layout.frames * ITEM_BYTES > found.available:
+            raise InvalidScan(
+                f"{member.name!r}: {layout.frames} frames are declared, more than {found.available} bytes "
+                "can hold; send the whole file"
+            )
         return
     held = min(layout.length, found.available)
     if held < layout.native_bytes:

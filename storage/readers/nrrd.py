@@ -227,7 +227,7 @@ def _grid(layout: Layout, warnings: list[str]) -> VoxelGrid:
             "the NRRD's space has no anatomical meaning: voxel sizes are known, directions are not"
         )
         return VoxelGrid(layout.shape, VoxelGrid.from_affine(layout.shape, affine).spacing)
-    affine[:3, 3] = np.asarray(fields.get("space origin", np.zeros(3)), np.float64) * scale
+    affine[:3, 3] = _origin(fields) * scale
     return VoxelGrid.from_affine(layout.shape, np.diag([*to_ras, 1.0]) @ affine)
 
 
@@ -243,6 +243,13 @@ def _directions(fields: dict[str, Any], axes: tuple[int, int, int]) -> NDArray[n
     if directions.shape != (3, 3):
         raise InvalidScan(f"bad NRRD header: space directions {rows}")
     return directions
+
+
+def _origin(fields: dict[str, Any]) -> NDArray[np.float64]:
+    origin = np.asarray(fields.get("space origin", np.zeros(3)), np.float64)
+    if origin.shape != (3,):
+        raise InvalidScan(f"bad NRRD header: the space origin is {origin.tolist()}; 3 numbers are needed")
+    return origin
 
 
 def _grid_of_spacings(layout: Layout, warnings: list[str]) -> VoxelGrid:

@@ -72,6 +72,11 @@ def check_size(shape: tuple[int, ...], frames: int, itemsize: int, limits: Limit
         raise InvalidScan(
             f"no voxels: the header declares {' x '.join(str(size) for size in shape)} (z, y, x)"
         )
+    if frames > limits.frames or frames * shape[0] > limits.planes:
+        raise InvalidScan(
+            f"{frames} frames of {shape[0]} planes; at most {limits.frames} frames, and {limits.planes} "
+            "planes altogether, are read"
+        )
     declared = math.prod(shape) * frames * itemsize
     if declared > limits.decoded_bytes:
         raise ScanTooLarge("declared size of the scan", declared, limits.decoded_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ DEFLATE_MAX_RATIO = 1032
 TAIL_BYTES = 1 << 20
 """How far past the declared voxels a stream is read: enough for the checksum of any honest file."""
 SKIP_BYTES = 1 << 20
+HEAD_BYTES = 1 << 20
+"""How much of a packed file is looked at to know what it holds."""
 
 
 def open_packed(file: BinaryIO, packing: str) -> BinaryIO:
@@ -35,15 +38,18 @@ def open_packed(file: BinaryIO, packing: str) -> BinaryIO:
 def unpacked_head(path: Path, size: int) -> bytes:
     """The first `size` bytes of a file, unpacked where it is a gzip stream; fewer where it is shorter.
 
-    Raises InvalidScan for a gzip stream that is broken from the start or holds nothing.
+    A gzip header may hold a name without end, and a stream any number of empty members, so no more than
+    `HEAD_BYTES` are looked at. Raises InvalidScan for a gzip stream that is broken from the start or holds
+    nothing.
     """
     with path.open("rb") as file:
         head = file.read(size)
         if not head.startswith(GZIP_MAGIC):
             return head
         file.seek(0)
-        with _damage_named():
-            head = open_packed(file, "gzip").read(size)
+        packed = io.BytesIO(file.read(HEAD_BYTES))
+    with _damage_named():
+        head = open_packed(packed, "gzip").read(size)
     if not head:
         raise InvalidScan("the file is empty after decompression")
     return head

@@ -45,6 +45,21 @@ def test_a_symbolic_link(tmp_path: Path) -> None:
         identify(tmp_path / "a.zip")
 
 
+def test_a_device(tmp_path: Path) -> None:
+    device = zipfile.ZipInfo("null")
+    device.external_attr = (stat.S_IFCHR | 0o666) << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(device, b"")
+    with pytest.raises(UnsafeArchive, match="neither a file nor a folder"):
+        identify(tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_packings_that_unpack_without_bound_are_not_opened(tmp_path: Path, method: int) -> None:
+    with pytest.raises(InvalidScan, match="'a' is neither stored nor deflated"):
+        identify(make_zip(tmp_path / "a.zip", {"a": bytes(1000)}, method))
+
+
 def test_dots_inside_a_name_are_lawful(tmp_path: Path) -> None:
     assert identify(make_zip(tmp_path / "a.zip", {"CT..1.2.840": b"x", "dir/..hidden": b"x"})) == "dicom"
 
@@ -64,6 +79,30 @@ def test_a_directory_too_large_is_not_even_read(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "a.zip", {f"{number:0200d}": b"" for number in range(60)})
     with pytest.raises(ScanTooLarge, match="central directory"):
         identify(path, Limits(members=10))
+
+
+def test_entries_are_counted_before_any_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The directory is small enough in bytes, and its end record tells of one entry only."""
+    path = make_zip(tmp_path / "a.zip", {f"{number}": b"" for number in range(60)})
+    content = bytearray(path.read_bytes())
+    content[-14:-10] = struct.pack("<HH", 1, 1)
+    path.write_bytes(content)
+    monkeypatch.setattr(zipfile, "ZipInfo", None)
+    with pytest.raises(InvalidScan, match="60 entries; at most 50"):
+        identify(path, Limits(members=50))
+
+
+def test_a_zip64_record_that_the_locator_does_not_name_is_bounded_too(tmp_path: Path) -> None:
+    """zipfile trusts the record that stands before the locator, wherever the locator points to."""
+    record, size = struct.Struct("<4sQ2H2L4Q"), 1 << 20
+    honest = record.pack(b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, 10, 0)
+    hostile = record.pack(b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, size, 0)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, size, 1)
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    path = tmp_path / "a.zip"
+    path.write_bytes(b"PK\x03\x04".ljust(size, b"\0") + honest + hostile + locator + end)
+    with pytest.raises(ScanTooLarge, match="central directory"):
+        identify(path, Limits(members=100))
 
 
 def test_an_entry_larger_than_it_says_is_found_out(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ REFUSED: dict[str, Refusal] = {
     "zip_one_slice_other_size.zip": (InvalidScan, "slice_004.dcm"),
     "zip_slip.zip": (UnsafeArchive, "climbs out"),
     "zip_slope_zero.zip": (InvalidScan, "slice_003.dcm"),
-    "zip_truncated.zip": (InvalidScan, "truncated archive"),
+    "zip_truncated.zip": (InvalidScan, "truncated or damaged archive"),
 }
 VOLUME = (48, 64, 64)
 SERIES = (15, 64, 64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import shutil
 import struct
 import zipfile
@@ -441,3 +442,23 @@ def test_values_of_a_bad_header_do_not_reach_the_log(
     path.write_bytes(path.read_bytes().replace(SERIES.encode(), b"Secret".ljust(len(SERIES), b"!")))
     read_whole(path)
     assert caplog.text == ""
+
+
+def test_frames_that_the_file_cannot_hold_make_no_planes(tmp_path: Path) -> None:
+    """552 bytes must not become a hundred thousand planes in memory."""
+    path = save(tmp_path / "a.dcm", slice_of(np.ones((4, 4), np.uint8), 0), RLELossless)
+    dataset = pydicom.dcmread(path)
+    dataset.NumberOfFrames = 100_000
+    dataset.save_as(path)
+    with pytest.raises(InvalidScan, match="100000 frames are declared, more than"):
+        open_scan(path, Limits())
+
+
+def test_planes_are_limited_in_one_file_and_altogether(tmp_path: Path) -> None:
+    frames = slice_of(np.zeros((1, 30), np.uint8), 0, Columns=1, NumberOfFrames=30)
+    with pytest.raises(InvalidScan, match="30 frames; at most 29"):
+        open_scan(save(tmp_path / "a.dcm", frames), Limits(members=29))
+    frames.NumberOfFrames, frames.PixelData = 20, bytes(20)
+    series = save_series(tmp_path / "series", [frames, copy.deepcopy(frames)])
+    with pytest.raises(InvalidScan, match="more than 39 slices"):
+        open_scan(series, Limits(members=39))

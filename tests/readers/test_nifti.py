@@ -167,6 +167,27 @@ def test_a_gzip_stream_of_several_members_is_one_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_whole(path).voxels[0], ramp(SHAPE).T)
 
 
+@pytest.mark.parametrize(
+    "head", [b"\x1f\x8b\x08\x08" + bytes(6) + b"a" * (2 << 20), gzip.compress(b"") * 60_000]
+)
+def test_a_gzip_stream_that_never_begins_is_not_followed(tmp_path: Path, head: bytes) -> None:
+    """A name without end, or empty members without end, before a sound scan."""
+    scan = save(tmp_path / "scan.nii.gz", ramp(SHAPE))
+    scan.write_bytes(head + b"\0" * (head[3] != 0) + scan.read_bytes())
+    with pytest.raises(InvalidScan):
+        identify(scan)
+
+
+def test_frames_and_planes_are_limited(tmp_path: Path) -> None:
+    """Each frame has files of its own in the store: a megabyte must not become a million files."""
+    path = save(tmp_path / "scan.nii", np.zeros((1, 1, 3, 50), np.uint8))
+    open_scan(path, Limits(frames=50, planes=150)).close()
+    with pytest.raises(InvalidScan, match="50 frames of 3 planes; at most 49 frames"):
+        open_scan(path, Limits(frames=49))
+    with pytest.raises(InvalidScan, match="149 planes altogether"):
+        open_scan(path, Limits(planes=149))
+
+
 def test_limits_hold_from_the_header_alone(tmp_path: Path) -> None:
     path = save(tmp_path / "scan.nii", ramp(SHAPE, "f8"))
     size = math.prod(SHAPE) * 8

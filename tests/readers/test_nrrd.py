@@ -62,6 +62,13 @@ def test_sizes_without_anatomy_give_no_affine(tmp_path: Path) -> None:
         assert len(whole.warnings) == 1
 
 
+def test_an_origin_of_two_numbers_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "scan.nrrd", ramp(SHAPE))
+    path.write_bytes(path.read_bytes().replace(b"(10,-20,30)", b"(10,-20)"))
+    with pytest.raises(InvalidScan, match="space origin"):
+        open_scan(path, Limits())
+
+
 def test_no_sizes_are_not_taken_for_one_millimetre(tmp_path: Path) -> None:
     whole = read_whole(save(tmp_path / "scan.nrrd", ramp(SHAPE), {}))
     assert whole.header.grid.spacing is None
