@@ -124,6 +124,7 @@ def _write_slabs(scan: Scan, finest: zarr.Array[Any], report: Report) -> tuple[M
         moments = moments.merge(Moments.of(finite))
         finest[_place(finest, slab)] = slab.voxels
         done += len(slab.voxels)
+        del slab, finite  # before the reader makes the next one
     if done != total:
         raise InvalidScan(f"the scan breaks off: {done} planes arrived of the {total} declared")
     return moments, damaged
@@ -149,7 +150,11 @@ def _replace_non_finite(finest: zarr.Array[Any], slab: DamagedSlab, value: float
 
 
 def _finite(voxels: Array) -> NDArray[np.bool_]:
-    return np.abs(voxels) <= LARGEST
+    """Which voxels are neither NaN nor infinite; plane by plane, so that no second slab is made."""
+    mask = np.empty(voxels.shape, np.bool_)
+    for plane, flags in zip(voxels, mask, strict=True):
+        np.less_equal(np.abs(plane), LARGEST, out=flags)
+    return mask
 
 
 @dataclass(frozen=True)
