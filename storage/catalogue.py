@@ -1,8 +1,8 @@
 """The one truth about volumes, jobs, kinds and workers: SQLAlchemy Core over SQLite or PostgreSQL.
 
 Every change of a job is one compare-and-set on its state, and on its attempt where a worker speaks, so
-that lost, doubled and late messages do no harm. Locks are always taken in the order job, volume, waiting
-jobs. Any method raises CatalogueUnavailable while the database does not answer.
+that lost, doubled and late messages do no harm: those statements stand in storage/transitions.py. Any
+method raises CatalogueUnavailable while the database does not answer, StorageFull while its disk is full.
 """
 
 from __future__ import annotations
@@ -15,14 +15,11 @@ from types import TracebackType
 from typing import Any
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
-    Double,
     Engine,
     Table,
     and_,
     case,
-    cast,
     insert,
     literal,
     or_,
@@ -36,7 +33,7 @@ from storage.clock import now
 from storage.database import open_engine, translated
 from storage.errors import JobCancelled, LeaseLost, MissingJob, MissingVolume, UnknownKind, VolumeNotReady
 from storage.ids import new_id
-from storage.jobs import OWNED, Artifact, Job, JobKind, JobState, Progress, Queue, WorkerRecord
+from storage.jobs import Artifact, Job, JobKind, JobState, Progress, Queue, WorkerRecord
 from storage.records import Received, StoredVolume, VolumeRecord, VolumeState
 from storage.tables import (
     document_of,
@@ -49,27 +46,29 @@ from storage.tables import (
     worker_of,
     workers,
 )
+from storage.transitions import (
+    QUEUED_NOW,
+    as_cancelled,
+    change_jobs,
+    change_volume,
+    close_volume,
+    end_attempt,
+    lock_ids,
+    owned,
+    refusal,
+    release_dependents,
+    requeue,
+    ring_pause,
+    ripe,
+    take_back,
+    waiting_for,
+)
 
 INGEST = "ingest"
 """The kind of the job that turns an upload into a volume; the only one that the catalogue knows by name."""
 MAX_ATTEMPTS = 3
 RETRY_PAUSE_S = 5.0
 """Pause before the second attempt after a retryable error; four times as long before each further one."""
-UNHEARD_S = 5.0
-"""A ring that nobody confirmed by `rang` is repeated after this: the broker was away."""
-LONGEST_RING_PAUSE_S = 600.0
-SWEEP_LIMIT = 1000
-
-QUEUED_NOW: Mapping[str, Any] = {
-    "state": JobState.QUEUED,
-    "progress": None,
-    "worker": None,
-    "lease_until": None,
-    "not_before": None,
-    "rung_at": None,
-    "rings": 0,
-}
-"""What a job that may run at once looks like: the next sweep rings for it."""
 
 
 class Catalogue:
@@ -146,7 +145,7 @@ class Catalogue:
     def quarantine(self, volume_id: str, error: Mapping[str, Any]) -> VolumeRecord:
         """Close a ready volume whose bytes proved corrupt; any other stays as it is. Raises MissingVolume."""
         with self._writing() as connection:
-            _quarantine(connection, volume_id, error)
+            close_volume(connection, volume_id, error)
             return _volume(connection, volume_id)
 
     # Workers and what they can do
@@ -241,7 +240,7 @@ class Catalogue:
         """
         running = jobs.c.state == JobState.RUNNING
         with self._writing() as connection:
-            changed = _change_jobs(
+            changed = change_jobs(
                 connection,
                 jobs.c.id == job_id,
                 jobs.c.state.in_([JobState.WAITING, JobState.QUEUED, JobState.RUNNING]),
@@ -250,7 +249,7 @@ class Catalogue:
             )
             for job in changed:
                 if job.state is JobState.CANCELLED:
-                    _release_dependents(connection, job)
+                    release_dependents(connection, job)
             return changed[0] if changed else _job(connection, job_id)
 
     # Jobs, as a worker sees them
@@ -263,14 +262,14 @@ class Catalogue:
         A job of another kind than `kinds` (None: all) is left for a worker that can do it.
         """
         able = true() if kinds is None else jobs.c.kind.in_(kinds)
-        free = and_(jobs.c.state == JobState.QUEUED, _ripe())
+        free = and_(jobs.c.state == JobState.QUEUED, ripe())
         abandoned = and_(
             jobs.c.state == JobState.RUNNING,
             jobs.c.lease_until < now(),
             jobs.c.attempt < jobs.c.max_attempts,
         )
         with self._writing() as connection:
-            claimed = _change_jobs(
+            claimed = change_jobs(
                 connection,
                 jobs.c.id == job_id,
                 able,
@@ -292,7 +291,7 @@ class Catalogue:
         changes: dict[str, Any] = {"lease_until": now() + lease_s}
         if progress is not None:
             changes |= {"progress": asdict(progress), "revision": jobs.c.revision + 1}
-        renew = update(jobs).where(*_owned(job_id, attempt)).values(**changes).returning(jobs.c.state)
+        renew = update(jobs).where(*owned(job_id, attempt)).values(**changes).returning(jobs.c.state)
         with self._writing() as connection:
             state = connection.execute(renew).scalar()
         if state is None:
@@ -317,9 +316,9 @@ class Catalogue:
         is not finite JSON.
         """
         with self._writing() as connection:
-            finished = _change_jobs(
+            finished = change_jobs(
                 connection,
-                *_owned(job_id, attempt, JobState.RUNNING),
+                *owned(job_id, attempt, JobState.RUNNING),
                 state=JobState.SUCCEEDED,
                 ended_at=now(),
                 result=dict(result),
@@ -327,13 +326,13 @@ class Catalogue:
                 lease_until=None,
             )
             if not finished:
-                raise _refusal(connection, job_id, attempt)
+                raise refusal(connection, job_id, attempt)
             connection.execute(
-                _change_volume(VolumeState.VALIDATING, volumes.c.ingest_job == job_id).values(
+                change_volume(VolumeState.VALIDATING, volumes.c.ingest_job == job_id).values(
                     state=VolumeState.READY, stored=None if volume is None else volume.to_json(), store=store
                 )
             )
-            _change_jobs(connection, *_waiting_for(job_id), **QUEUED_NOW)
+            change_jobs(connection, *waiting_for(job_id), **QUEUED_NOW)
         return finished[0]
 
     def fail(
@@ -353,24 +352,24 @@ class Catalogue:
         """
         pause = retry_pause_s * 4 ** (attempt - 1) * random.uniform(0.8, 1.2)
         with self._writing() as connection:
-            retried = _retry(connection, job_id, attempt, pause) if error["retryable"] else []
-            ended = [] if retried else _end(connection, job_id, attempt, error)
+            retried = requeue(connection, job_id, attempt, pause) if error["retryable"] else []
+            ended = [] if retried else end_attempt(connection, job_id, attempt, error)
             if not (retried or ended):
                 raise LeaseLost(job_id, attempt)
             (job,) = retried or ended
             if quarantine and job.volume_id is not None:
-                _quarantine(connection, job.volume_id, error)
+                close_volume(connection, job.volume_id, error)
             if ended:
-                _release_dependents(connection, job)
+                release_dependents(connection, job)
         return job
 
     def cancelled(self, job_id: str, attempt: int) -> Job:
         """Record that an attempt stopped as it was asked to. Raises LeaseLost."""
         with self._writing() as connection:
-            stopped = _change_jobs(connection, *_owned(job_id, attempt, JobState.CANCELLING), **_cancelled())
+            stopped = change_jobs(connection, *owned(job_id, attempt, JobState.CANCELLING), **as_cancelled())
             if not stopped:
                 raise LeaseLost(job_id, attempt)
-            _release_dependents(connection, stopped[0])
+            release_dependents(connection, stopped[0])
         return stopped[0]
 
     # Keeping the queue moving
@@ -383,17 +382,17 @@ class Catalogue:
         five seconds. Any number of processes may sweep: each job is handed to one of them.
         """
         with self._writing() as connection:
-            _take_back(connection)
+            take_back(connection)
             quiet_for = now() - jobs.c.rung_at
             due = [
                 jobs.c.state == JobState.QUEUED,
-                _ripe(),
-                or_(jobs.c.rung_at.is_(None), quiet_for >= _ring_pause(ring_after_s)),
+                ripe(),
+                or_(jobs.c.rung_at.is_(None), quiet_for >= ring_pause(ring_after_s)),
             ]
             # The new `rung_at` keeps other sweepers away for a pause, whatever comes of this ring.
             statement = (
                 update(jobs)
-                .where(jobs.c.id.in_(_lock_ids(connection, due)), *due)
+                .where(jobs.c.id.in_(lock_ids(connection, due)), *due)
                 .values(rung_at=now())
                 .returning(jobs)
             )
@@ -404,7 +403,7 @@ class Catalogue:
         with self._writing() as connection:
             connection.execute(
                 update(jobs)
-                .where(jobs.c.id.in_(_lock_ids(connection, [jobs.c.id.in_(list(job_ids))])))
+                .where(jobs.c.id.in_(lock_ids(connection, [jobs.c.id.in_(list(job_ids))])))
                 .values(rung_at=now(), rings=jobs.c.rings + 1)
             )
 
@@ -474,114 +473,3 @@ def _awaited_ingest(connection: Connection, volume_id: str) -> str | None:
 def _insert_job(connection: Connection, **values: Any) -> Job:
     statement = insert(jobs).values(max_attempts=MAX_ATTEMPTS, created_at=now(), rung_at=now(), **values)
     return job_of(connection.execute(statement.returning(jobs)).one())
-
-
-def _change_jobs(connection: Connection, *where: ColumnElement[bool], **values: Any) -> list[Job]:
-    """Change all jobs that fit, and return them as they are now."""
-    statement = update(jobs).where(*where).values(revision=jobs.c.revision + 1, **values).returning(jobs)
-    return [job_of(row) for row in connection.execute(statement)]
-
-
-def _change_volume(state: VolumeState, which: ColumnElement[bool]) -> Any:
-    """The beginning of a change of a volume that is in `state`; goes on with `.values(...)`."""
-    return update(volumes).where(which, volumes.c.state == state).values(revision=volumes.c.revision + 1)
-
-
-def _quarantine(connection: Connection, volume_id: str, error: Mapping[str, Any]) -> None:
-    ready = _change_volume(VolumeState.READY, volumes.c.id == volume_id)
-    connection.execute(ready.values(state=VolumeState.QUARANTINED, error=dict(error)))
-
-
-def _ripe() -> ColumnElement[bool]:
-    """That no pause before a retry is still running."""
-    return or_(jobs.c.not_before.is_(None), jobs.c.not_before <= now())
-
-
-def _owned(job_id: str, attempt: int, *states: JobState) -> list[ColumnElement[bool]]:
-    """That an attempt still owns its job, in one of `states` (default: any in which a job is owned)."""
-    return [jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.state.in_(states or OWNED)]
-
-
-def _waiting_for(job_id: str) -> list[ColumnElement[bool]]:
-    return [jobs.c.depends_on == job_id, jobs.c.state == JobState.WAITING]
-
-
-def _failed(error: Mapping[str, Any]) -> dict[str, Any]:
-    return {"state": JobState.FAILED, "ended_at": now(), "error": dict(error), "lease_until": None}
-
-
-def _cancelled() -> dict[str, Any]:
-    return {"state": JobState.CANCELLED, "ended_at": now(), "lease_until": None}
-
-
-def _retry(connection: Connection, job_id: str, attempt: int, pause_s: float) -> list[Job]:
-    """Put a running job with attempts left back into the queue, not to be claimed for a while."""
-    return _change_jobs(
-        connection,
-        *_owned(job_id, attempt, JobState.RUNNING),
-        jobs.c.attempt < jobs.c.max_attempts,
-        **{**QUEUED_NOW, "not_before": now() + pause_s},
-    )
-
-
-def _end(connection: Connection, job_id: str, attempt: int, error: Mapping[str, Any]) -> list[Job]:
-    """End an owned job without a result: `cancelled` if that was asked for, else `failed`."""
-    return [
-        *_change_jobs(connection, *_owned(job_id, attempt, JobState.CANCELLING), **_cancelled()),
-        *_change_jobs(connection, *_owned(job_id, attempt, JobState.RUNNING), **_failed(error)),
-    ]
-
-
-def _refusal(connection: Connection, job_id: str, attempt: int) -> JobCancelled | LeaseLost:
-    """Why an attempt may not finish: somebody cancelled it, or it no longer owns the job."""
-    cancelling = connection.execute(select(jobs.c.id).where(*_owned(job_id, attempt, JobState.CANCELLING)))
-    return LeaseLost(job_id, attempt) if cancelling.first() is None else JobCancelled(job_id)
-
-
-def _release_dependents(connection: Connection, job: Job) -> None:
-    """What follows when a job failed or was cancelled: its volume is rejected, jobs that wait for it fail."""
-    error = job.error or {"code": JobCancelled.code, "detail": str(JobCancelled(job.id)), "retryable": False}
-    connection.execute(
-        _change_volume(VolumeState.VALIDATING, volumes.c.ingest_job == job.id).values(
-            state=VolumeState.REJECTED, error=error
-        )
-    )
-    rejection = {
-        "code": "volume-rejected",
-        "detail": f"the volume was rejected: {error['detail']}",
-        "retryable": False,
-        "volume_id": job.volume_id,
-        "cause": error,
-    }
-    _change_jobs(connection, *_waiting_for(job.id), **_failed(rejection))
-
-
-def _take_back(connection: Connection) -> None:
-    """Jobs whose lease has run out: cancelled, queued again, or failed after the last attempt."""
-    expired = [jobs.c.state.in_(OWNED), jobs.c.lease_until < now()]
-    lost = [jobs.c.id.in_(_lock_ids(connection, expired)), *expired]
-    cancelling, running = jobs.c.state == JobState.CANCELLING, jobs.c.state == JobState.RUNNING
-    last = jobs.c.attempt >= jobs.c.max_attempts
-    error = {
-        "code": "worker-lost",
-        "detail": "the worker died or fell silent in every attempt; its log may say why",
-        "retryable": True,
-    }
-    ended = _change_jobs(connection, *lost, cancelling, **_cancelled())
-    ended += _change_jobs(connection, *lost, running, last, **_failed(error))
-    for job in ended:
-        _release_dependents(connection, job)
-    _change_jobs(connection, *lost, running, **QUEUED_NOW)
-
-
-def _lock_ids(connection: Connection, where: Iterable[ColumnElement[bool]]) -> list[str]:
-    """The ids of jobs that fit and that no other transaction is changing (SQLite: it is the only writer)."""
-    statement = select(jobs.c.id).where(*where).limit(SWEEP_LIMIT).with_for_update(skip_locked=True)
-    return list(connection.execute(statement).scalars())
-
-
-def _ring_pause(first_s: float) -> ColumnElement[float]:
-    """After one ring `first_s`, twice as long after each further one, ten minutes at most."""
-    pauses = [min(first_s, UNHEARD_S), *(min(first_s * 2**ring, LONGEST_RING_PAUSE_S) for ring in range(12))]
-    steps = [(jobs.c.rings == rings, literal(pause)) for rings, pause in enumerate(pauses)]
-    return cast(case(*steps, else_=literal(LONGEST_RING_PAUSE_S)), Double)
