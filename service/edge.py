@@ -29,8 +29,9 @@ class Edge:
     """ASGI layer around the whole application.
 
     Gives each request an id (the client's `X-Request-Id` where it is plain), answers unexpected errors
-    and the framework's own plain-text errors with a problem, and refuses writes that a page of another
-    site sends through the user's browser (Fetch Metadata).
+    and the framework's own plain-text errors with a problem, and refuses writes that another origin's page
+    sends through the user's browser (Fetch Metadata, or `Origin` in browsers without it). Another port of
+    this machine is another origin: a notebook server, for one.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -46,10 +47,8 @@ class Edge:
         await self._answer(Request(scope), receive, _Finishing(send, request_id))
 
     async def _answer(self, request: Request, receive: Receive, send: _Finishing) -> None:
-        if _cross_site_write(request):
-            refusal = problem_response(
-                request, "cross-site", "send this request from this service's own pages"
-            )
+        refusal = _refusal(request)
+        if refusal is not None:
             await refusal(request.scope, receive, send)
             return
         translate = _Translating(send)
@@ -133,8 +132,24 @@ def _request_id(headers: Headers) -> str:
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def _cross_site_write(request: Request) -> bool:
-    return request.method not in _SAFE_METHODS and request.headers.get("sec-fetch-site") == "cross-site"
+def _refusal(request: Request) -> Response | None:
+    """The answer to a request that the application is not to see."""
+    if request.scope["path"].endswith("\n"):  # which the router's patterns would not see
+        return problem_response(
+            request, "not-found", "there is nothing at addresses that end in a line break"
+        )
+    if request.method not in _SAFE_METHODS and not _same_origin(request.headers):
+        return problem_response(request, "cross-site", "send this request from this service's own pages")
+    return None
+
+
+def _same_origin(headers: Headers) -> bool:
+    """Whether no browser says that the request is from a page of another origin."""
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site in ("same-origin", "none")
+    origin = headers.get("origin")
+    return origin is None or origin.partition("://")[2] == headers.get("host")
 
 
 def _unproblematic(message: Message) -> bool:

@@ -20,6 +20,10 @@ from storage.errors import InvalidParameters, JobFailed, StorageError
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
+MOST_ERRORS = 100
+"""So many faults of one request are listed."""
+LONGEST_DETAIL = 4000
+"""So many characters of a detail are sent: an answer must not be larger than what it answers."""
 
 
 class Meaning(NamedTuple):
@@ -57,6 +61,7 @@ MEANINGS: dict[str, Meaning] = {
     "invalid-request": Meaning(422, "The request does not fit"),
     "invalid-parameters": Meaning(422, "The job's parameters do not fit"),
     "unknown-kind": Meaning(422, "No worker offers this kind of job"),
+    "head-too-large": Meaning(431, "The request's address or headers are too large"),
     "index-out-of-range": Meaning(422, "The index lies outside of the volume"),
     "invalid-scan": Meaning(422, "The scan is damaged or inconsistent"),
     "scan-error": Meaning(422, "The scan cannot be read"),
@@ -127,16 +132,23 @@ def problem(
         "type": f"/problems/{code}",
         "title": title,
         "status": status,
-        "detail": detail,
+        "detail": _shortened(detail),
         "instance": instance,
         "code": code,
-        "errors": [{"pointer": pointer, "detail": wrong} for pointer, wrong in errors],
+        "errors": [
+            {"pointer": _shortened(pointer), "detail": _shortened(wrong)}
+            for pointer, wrong in errors[:MOST_ERRORS]
+        ],
         "retryable": retryable,
     }
     if request_id is not None:
         body["request_id"] = request_id
     extensions = {name: plain(value) for name, value in (facts or {}).items() if name not in _MEMBERS}
     return {**body, **extensions}
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_DETAIL else f"{text[: LONGEST_DETAIL - 2]} …"
 
 
 def recorded_problem(error: Mapping[str, Any], *, instance: str) -> dict[str, Any]:
@@ -228,7 +240,7 @@ def _from_api(request: Request, error: Exception) -> JSONResponse:
 
 def _from_validation(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    errors = [_validation_pointer(item) for item in error.errors()]
+    errors = [_validation_pointer(item) for item in error.errors()[:MOST_ERRORS]]
     detail = "; ".join(f"{pointer}: {wrong}" for pointer, wrong in errors)
     return problem_response(request, "invalid-request", detail, errors=errors)
 

@@ -20,7 +20,8 @@ from storage.uploads import Upload
 
 _PIECE_BYTES = 1 << 20
 _SHA256 = re.compile(r"(?:^|,)\s*sha-256\s*=\s*([^,;\s]+)", re.IGNORECASE)
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, also those that turn the direction of writing, and halves of surrogate pairs."""
 _NAME_LENGTH = 200
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -11,6 +12,9 @@ from service.errors import MEDIA_TYPE, plain, recorded_problem
 from storage.jobs import Artifact, Job, JobKind, JobState
 from storage.layout import plan_levels
 from storage.records import StoredVolume, VolumeRecord, VolumeState
+
+_UNSTORABLE = re.compile(r"[\0\ud800-\udfff]")
+_UNSTORABLE_WORDS = "must not contain the character NUL or half of a surrogate pair"
 
 
 class Wire(BaseModel):
@@ -184,25 +188,25 @@ class Health(Wire):
 
 
 def _storable(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("must not contain the character NUL")
+    if _UNSTORABLE.search(text):
+        raise ValueError(_UNSTORABLE_WORDS)
     return text
 
 
 def _all_storable(value: dict[str, Any]) -> dict[str, Any]:
     if plain(value) != value:
         raise ValueError("numbers must be finite")
-    if _holds_nul(value):
-        raise ValueError("must not contain the character NUL")
+    if _holds_unstorable(value):
+        raise ValueError(_UNSTORABLE_WORDS)
     return value
 
 
-def _holds_nul(value: Any) -> bool:
+def _holds_unstorable(value: Any) -> bool:
     if isinstance(value, dict):
-        return any(_holds_nul(name) or _holds_nul(part) for name, part in value.items())
+        return any(_holds_unstorable(name) or _holds_unstorable(part) for name, part in value.items())
     if isinstance(value, list):
-        return any(map(_holds_nul, value))
-    return isinstance(value, str) and "\0" in value
+        return any(map(_holds_unstorable, value))
+    return isinstance(value, str) and _UNSTORABLE.search(value) is not None
 
 
 Label = Annotated[str, Field(max_length=200), AfterValidator(_storable)]

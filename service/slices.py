@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 _LEAST_WIDTH = 1e-30
+_BAND_PIXELS = 1 << 20
 
 
 class Window(NamedTuple):
@@ -20,10 +21,21 @@ class Window(NamedTuple):
 
 
 def grey(plane: NDArray[Any], window: Window) -> NDArray[np.uint8]:
-    """Grey values 0 ... 255 of a plane (h, w). A window without width becomes a step at its value."""
+    """Grey values 0 ... 255 of a plane (h, w). A window without width becomes a step at its value.
+
+    The arithmetic in float64 goes band by band: a large plane would need many times its own memory.
+    """
+    picture = np.empty(plane.shape, np.uint8)
+    rows = max(1, _BAND_PIXELS // plane.shape[1])
+    for start in range(0, len(plane), rows):
+        picture[start : start + rows] = _grey(plane[start : start + rows], window)
+    return picture
+
+
+def _grey(plane: NDArray[Any], window: Window) -> NDArray[np.float64]:
     width = max(window.high - window.low, _LEAST_WIDTH)
     scaled = np.clip((plane.astype(np.float64) - window.low) / width, 0.0, 1.0)
-    return np.asarray(np.rint(scaled * 255.0), dtype=np.uint8)
+    return np.asarray(np.rint(scaled * 255.0))
 
 
 def fitted(shape: tuple[int, int], spacing: tuple[float, float], size: int) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -47,6 +48,8 @@ _SCAN_BODY = {
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
+_MOST_PIXELS = 1 << 26
+"""Largest plane drawn: 8192 x 8192."""
 _KEPT = {"Cache-Control": "private, max-age=3600"}
 
 
@@ -142,10 +145,10 @@ def get_slice(
     """
     assert record.stored is not None
     etag = strong_etag(record.stored.digest, axis, index, look.model_dump_json())
-    if unchanged(request, etag):
-        return not_modified(etag, _KEPT)
     opened = parts.shelf.take(record)
     _check_plane(opened.volume, axis, index, look)
+    if unchanged(request, etag):
+        return not_modified(etag, _KEPT)
     window = look.window(opened.window)
     spacing = _plane_spacing(opened.volume, axis, look.level)
     plane = opened.volume.plane(axis, index, level=look.level, frame=look.frame)
@@ -159,8 +162,13 @@ def get_slice(
 def _check_plane(volume: Volume, axis: Axis, index: int, look: Look) -> None:
     """Refuse what lies outside, with both numbers."""
     _check_index("level", look.level, len(volume.levels), "#level")
-    extent = volume.levels[look.level].shape["zyx".index(axis)]
+    shape = volume.levels[look.level].shape
+    extent = shape["zyx".index(axis)]
     _check_index(f"axis {axis} at level {look.level}", index, extent, "#index")
+    pixels = math.prod(shape) // extent
+    if pixels > _MOST_PIXELS:
+        detail = f"the plane has {pixels} pixels, over {_MOST_PIXELS}; ask for a coarser level"
+        raise ApiError("invalid-request", detail, errors=[("#level", detail)])
     frames = volume.stored.array_shape[:-3]
     _check_index("frame", look.frame, frames[0] if frames else 1, "#frame")
 

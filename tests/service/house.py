@@ -16,6 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from service.app import create_app
+from service.protocol import Protocol
 from service.queue import MemoryQueue
 from service.settings import ServiceSettings
 from storage.catalogue import Catalogue
@@ -131,7 +132,9 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 @contextmanager
 def serving(app: ASGIApp) -> Iterator[httpx.Client]:
     """A client of the application, which a real server runs on a free port of this machine."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, log_config=None, lifespan="on", http=Protocol, ws="none")
+    )
     thread = Thread(target=server.run)
     thread.start()
     try:
