@@ -7,6 +7,7 @@ import binascii
 import re
 from collections.abc import AsyncIterator
 from email.message import Message
+from email.utils import collapse_rfc2231_value
 from pathlib import PurePosixPath
 
 from fastapi import Request
@@ -23,6 +24,8 @@ _SHA256 = re.compile(r"(?:^|,)\s*sha-256\s*=\s*([^,;\s]+)", re.IGNORECASE)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, also those that turn the direction of writing, and halves of surrogate pairs."""
 _NAME_LENGTH = 200
+_CHARSETS = ("utf-8", "iso-8859-1")
+"""Of names in headers (RFC 8187). Python would run any codec that a client names, even failing ones."""
 
 
 def scan_name(given: str | None, headers: Headers) -> str:
@@ -38,7 +41,12 @@ def scan_name(given: str | None, headers: Headers) -> str:
 def _disposition_name(header: str) -> str:
     message = Message()
     message["Content-Disposition"] = _UNPRINTABLE.sub("", header)
-    return message.get_filename("")
+    found = message.get_param("filename", "", "content-disposition")
+    if not isinstance(found, tuple):
+        return str(found)
+    charset, language, value = found
+    known = charset if (charset or "").lower() in _CHARSETS else "utf-8"
+    return collapse_rfc2231_value((known, language, value))
 
 
 def announced_sha256(headers: Headers) -> str | None:

@@ -67,10 +67,11 @@ async def send_scan(
     limit = parts.settings.max_upload_bytes
     check_announced_size(request.headers, limit)
     announced_sha256(request.headers)
+    called = scan_name(name, request.headers)
     volume_id = new_id("vol")
     upload = Upload(upload_path(parts.settings.data_root, volume_id).parent, volume_id, limit)
     received = await receive(request, upload)
-    volume, job = await run_in_threadpool(_accept, parts, received, scan_name(name, request.headers))
+    volume, job = await run_in_threadpool(_accept, parts, received, called)
     background.add_task(parts.ring, job)
     return JSONResponse(
         Accepted(volume=volume_view(volume), job=job_view(job)).model_dump(mode="json"),

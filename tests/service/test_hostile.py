@@ -121,6 +121,21 @@ def test_names_turn_no_line_around() -> None:
     assert scan_name("scan\u202egz.iin\u2066\x9b31m\u2028.nii", Headers()) == "scangz.iin31m.nii"
 
 
+@pytest.mark.parametrize(
+    ("coded", "name"),
+    [
+        ("punycode''%ff", "\ufffd"),
+        ("idna''" + "a" * 3000, "a" * 200),
+        ("unicode_escape''%5Cud800", "ud800"),
+        ("UTF-8''%e2%82%ac", "\u20ac"),
+        ("iso-8859-1''%e4", "\xe4"),
+    ],
+)
+def test_no_codec_of_the_clients_choice_is_run(house: House, nifti: bytes, coded: str, name: str) -> None:
+    headers = {"Content-Disposition": f"attachment; filename*={coded}"}
+    assert house.send(nifti, headers=headers)["volume"]["name"] == name
+
+
 def test_there_is_no_unchanged_slice_outside_of_a_volume(library: Library) -> None:
     answer = library.http.get(f"{library.address}/slices/z/999", headers={"If-None-Match": "*"})
     assert_problem(answer, 422, "index-out-of-range")
