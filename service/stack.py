@@ -319,6 +319,7 @@ def api_command(environment: Mapping[str, str], host: str, listener: socket.sock
     hosts = {"TOMOTRAIN_ALLOWED_HOSTS": json.dumps(LOOPBACK)} if host in LOOPBACK else {}
     arguments = [
         *(sys.executable, "-m", "uvicorn", "service.app:build", "--factory"),
+        *("--http", "service.protocol:Protocol", "--ws", "none"),
         *("--fd", str(listener.fileno()), "--timeout-graceful-shutdown", "2"),
         *("--no-server-header", "--no-access-log"),
     ]
