@@ -27,6 +27,8 @@ from typing import IO
 import httpx
 
 from service.settings import ServiceSettings
+from storage.catalogue import Catalogue
+from storage.errors import CatalogueUnavailable
 from storage.jobs import Queue
 
 log = logging.getLogger("tomotrain.stack")
@@ -160,11 +162,14 @@ class Stack:
         inherited = dict(os.environ if environment is None else environment)
         self._environment = {**inherited, "TOMOTRAIN_DATA_ROOT": str(data_root.absolute())}
         self._settings = ServiceSettings(
-            data_root=data_root.absolute(), broker_url=inherited.get("TOMOTRAIN_BROKER_URL")
+            data_root=data_root.absolute(),
+            broker_url=inherited.get("TOMOTRAIN_BROKER_URL"),
+            db_url=inherited.get("TOMOTRAIN_DB_URL"),
         )
         self._folder = self._settings.data_root / "run"
         self._children: list[Child] = []
         self._stopping = threading.Event()
+        self._ended = threading.Event()
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
         self.url = ""
@@ -184,15 +189,19 @@ class Stack:
         self.stop()
 
     def wait(self) -> None:
-        """Block until the supervisor ends. Raises what ended it."""
-        while self._thread.is_alive():
-            self._thread.join(1.0)
+        """Block until the supervisor ends. Raises what ended it.
+
+        Waits for an event, not for the thread: a signal's exception inside `Thread.join` makes Python 3.11
+        take a living thread for an ended one, and `stop` would then leave it alone.
+        """
+        while not self._ended.wait(1.0):
+            pass
         self._raise_failure()
 
     def stop(self) -> None:
         """Stop everything; returns when nothing is left."""
         self._stopping.set()
-        self._thread.join()
+        self._ended.wait()
 
     def _supervise(self) -> None:
         """The life of the stack; the only thread that starts and stops children."""
@@ -210,6 +219,8 @@ class Stack:
                     self._remove_far_socket()
         except Exception as error:
             self._failure = error
+        finally:
+            self._ended.set()
 
     def _remove_far_socket(self) -> None:
         """Remove the broker's socket where its path was too long for it to lie in the data root."""
@@ -228,15 +239,24 @@ class Stack:
         return commands
 
     def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + READY_S
-        while time.monotonic() < deadline:
-            if not self._thread.is_alive():
-                self._raise_failure()
-            self._give_up_on_the_hopeless()
-            if self.url and _answers(f"{self.url}/readyz"):
-                return
-            time.sleep(POLL_S)
+        """Until the API is ready, and a worker of this stack (not of an earlier one) has announced itself."""
+        deadline, began = time.monotonic() + READY_S, time.time()
+        with self._catalogue() as catalogue:
+            while time.monotonic() < deadline:
+                if self._ended.is_set():
+                    self._raise_failure()
+                self._give_up_on_the_hopeless()
+                if _announced_since(began, catalogue) and self.url and _answers(f"{self.url}/readyz"):
+                    return
+                time.sleep(POLL_S)
         raise StackError(f"the service is not ready after {READY_S:.0f} s; see {self._folder / 'logs'}")
+
+    def _catalogue(self) -> Catalogue:
+        try:
+            return Catalogue.open(self._settings.catalogue_url)
+        except Exception as error:  # whatever a database's driver raises; its text may hold a password
+            reason = f"{type(error).__name__}: check TOMOTRAIN_DB_URL, and that the database is up"
+            raise StackError(f"the catalogue cannot be opened ({reason})") from error
 
     def _give_up_on_the_hopeless(self) -> None:
         for child in self._children:
@@ -372,6 +392,12 @@ def _address(host: str, listener: socket.socket) -> str:
     """Where this machine reaches the socket."""
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
     return f"http://{shown}:{listener.getsockname()[1]}"
+
+
+def _announced_since(began: float, catalogue: Catalogue) -> bool:
+    with suppress(CatalogueUnavailable):
+        return any(worker.last_seen >= began for worker in catalogue.workers())
+    return False
 
 
 def _answers(url: str) -> bool:
