@@ -33,7 +33,7 @@ def create_app(settings: ServiceSettings, catalogue: Catalogue, queue: JobQueue)
     app = FastAPI(
         title="Tomotrain",
         version=version("tomotrain"),
-        summary="Health indicators from medical volumes too big for memory",
+        summary="Tensor trains of medical volumes too big for memory, with a certificate",
         lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,

@@ -34,14 +34,16 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Health indicators from medical volumes too big for memory.",
+    help="Tensor trains of medical volumes too big for memory, with a certificate.",
 )
 
 DataRoot = Annotated[
     Path | None,
     typer.Option(help="Folder that holds everything; by default TOMOTRAIN_DATA_ROOT, else ./var."),
 ]
-Layout = Annotated[str, typer.Option(help="Layout of the tensor train: qtt or tt.")]
+Layout = Annotated[
+    str | None, typer.Option(help="Layout of the tensor train, tt or qtt; by default the service's.")
+]
 Rank = Annotated[int | None, typer.Option(help="Highest rank of the train; by default the service's.")]
 Encoder = Annotated[
     str | None, typer.Option(help="Name of the encoder (/v1/kinds lists them); by default the service's.")
@@ -93,7 +95,7 @@ def analyze(
         str | None,
         typer.Option(help="Address of a running service; by default the one on port 8000, or a new one."),
     ] = None,
-    layout: Layout = "qtt",
+    layout: Layout = None,
     rank: Rank = None,
     encoder: Encoder = None,
     as_json: AsJson = False,
@@ -110,7 +112,7 @@ def demo(
     scan: Annotated[
         Path | None, typer.Option(help="A scan of your own; by default a real one that nibabel brings.")
     ] = None,
-    layout: Layout = "qtt",
+    layout: Layout = None,
     rank: Rank = None,
     encoder: Encoder = None,
     as_json: AsJson = False,
@@ -144,7 +146,7 @@ def _analyze(address: str, scan: Path, parameters: dict[str, Any], as_json: bool
             Console().print(table(found))
 
 
-def _parameters(layout: str, rank: int | None, encoder: str | None) -> dict[str, Any]:
+def _parameters(layout: str | None, rank: int | None, encoder: str | None) -> dict[str, Any]:
     """What was chosen; the rest is for the kind's own defaults."""
     chosen = {"layout": layout, "rank": rank, "encoder": encoder}
     return {name: value for name, value in chosen.items() if value is not None}

@@ -42,7 +42,11 @@ class EmbedParameters(Parameters):
         description="what is computed from the cube around a voxel",
     )
     n_dim: int = Field(16, ge=1, le=1024, description="features per voxel (identity: one per channel)")
-    layout: str = Field("qtt", json_schema_extra=choices(LAYOUTS), description="modes of the tensor train")
+    layout: str = Field(
+        "tt",
+        json_schema_extra=choices(LAYOUTS),
+        description="modes of the train: tt, one per axis; qtt, one per digit (far fewer cubes, larger error)",
+    )
     order: str = Field("sequential", json_schema_extra=choices(ORDERS), description="order of qtt's modes")
     rank: int = Field(10, ge=1, le=512, description="highest rank of a bond")
     sweeps: int = Field(2, ge=1, le=20, description="sweeps of the cross-approximation")
