@@ -45,7 +45,7 @@ class EmbedParameters(Parameters):
     layout: str = Field(
         "tt",
         json_schema_extra=choices(LAYOUTS),
-        description="modes of the train: tt, one per axis; qtt, one per digit (far fewer cubes, larger error)",
+        description="modes of the train: tt, one per axis; qtt, one per digit (fewer cubes, larger error)",
     )
     order: str = Field("sequential", json_schema_extra=choices(ORDERS), description="order of qtt's modes")
     rank: int = Field(10, ge=1, le=512, description="highest rank of a bond")
