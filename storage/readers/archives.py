@@ -75,12 +75,28 @@ class Tree(ABC):
         self.close()
 
 
+class SingleFile(Tree):
+    """One file. Its name is not told: an upload's is our own, and would mean nothing to its sender."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.members = (Member("the upload", path.stat().st_size),)
+
+    def open(self, member: Member) -> BinaryIO:
+        """See `Tree.open`."""
+        return self._path.open("rb")
+
+    def stream(self, member: Member) -> BinaryIO:
+        """See `Tree.stream`."""
+        return self.open(member)
+
+
 class Folder(Tree):
-    """A folder, or a single file as a folder of one."""
+    """A folder."""
 
     def __init__(self, path: Path, limits: Limits) -> None:
-        self._root = path if path.is_dir() else path.parent
-        files = _regular_files(path, limits) if path.is_dir() else [path]
+        self._root = path
+        files = _regular_files(path, limits)
         self.members = tuple(
             Member(file.relative_to(self._root).as_posix(), file.stat().st_size) for file in files
         )
@@ -169,7 +185,9 @@ class _Zip(zipfile.ZipFile):
 
 def open_tree(path: Path, limits: Limits) -> Tree:
     """The files of an upload. Raises UnsafeArchive, ScanTooLarge or InvalidScan before any is read."""
-    return Archive(path, limits) if is_zip(path) else Folder(path, limits)
+    if path.is_dir():
+        return Folder(path, limits)
+    return Archive(path, limits) if is_zip(path) else SingleFile(path)
 
 
 def is_zip(path: Path) -> bool:

@@ -81,6 +81,7 @@ def test_the_answer_is_the_one_asked_for(client: Client, seen: Seen, row: dict[s
         asked = {int(status) for status in re.findall(r"\b4\d\d\b", row["good_answer"].split(";")[0])}
         assert problem.status in (asked or {415, 422})
         assert len(problem.detail) > 20
+        assert "vol_" not in problem.detail
     else:
         view = client.volume(seen.accepted[row["file"]])
         assert view.state == "ready"
