@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +22,7 @@ from storage.errors import InvalidScan, UnsupportedScan
 from storage.grid import VoxelGrid
 from storage.readers.base import Frames, Limits, ScanHeader, Slab
 from storage.readers.rescale import Rescale, real_dtype
-from storage.readers.scan import OpenScan, check_size, slab_ranges
+from storage.readers.scan import FileScan, check_size, slab_ranges
 from storage.readers.streams import (
     DEFLATE_MAX_RATIO,
     GZIP_MAGIC,
@@ -99,14 +98,12 @@ class Layout:
         return math.prod(self.shape) * self.frames * self.stored.itemsize
 
 
-class NiftiScan(OpenScan):
+class NiftiScan(FileScan):
     """An opened NIfTI file: one pass over its bytes."""
 
     def __init__(self, path: Path, layout: Layout, header: ScanHeader, warnings: list[str]) -> None:
-        resources = ExitStack()
-        self._file = resources.enter_context(path.open("rb"))
+        super().__init__(path, header, warnings)
         self._layout = layout
-        super().__init__(header, warnings, resources)
 
     def slabs(self, depth: int) -> Iterator[Slab]:
         """See `Scan.slabs`. A gzip stream is unpacked once, no further than a little past the voxels."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from storage.errors import InvalidScan, UnsupportedScan
 from storage.grid import VoxelGrid
 from storage.readers.base import Frames, Limits, ScanHeader, Slab, Voxels
-from storage.readers.scan import OpenScan, check_size, slab_ranges
+from storage.readers.scan import FileScan, check_size, slab_ranges
 from storage.readers.streams import check_tail, open_packed, read_exactly
 
 MAGIC = b"NRRD000"
@@ -101,14 +100,12 @@ class Layout:
         return math.prod(self.shape) * self.frames * self.stored.itemsize
 
 
-class NrrdScan(OpenScan):
+class NrrdScan(FileScan):
     """An opened NRRD file. Interleaved channels (fastest axis) take one pass over the bytes each."""
 
     def __init__(self, path: Path, layout: Layout, header: ScanHeader, warnings: list[str]) -> None:
-        resources = ExitStack()
-        self._file = resources.enter_context(path.open("rb"))
+        super().__init__(path, header, warnings)
         self._layout = layout
-        super().__init__(header, warnings, resources)
 
     def slabs(self, depth: int) -> Iterator[Slab]:
         """See `Scan.slabs`."""

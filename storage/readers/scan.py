@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -48,6 +49,15 @@ class OpenScan(ABC):
     def __exit__(self, *exc: object) -> None:
         """Close."""
         self.close()
+
+
+class FileScan(OpenScan):
+    """A scan that lies in one file, which stays open as long as the scan."""
+
+    def __init__(self, path: Path, header: ScanHeader, warnings: Iterable[str]) -> None:
+        resources = ExitStack()
+        self._file = resources.enter_context(path.open("rb"))
+        super().__init__(header, warnings, resources)
 
 
 def slab_ranges(frames: int, planes: int, depth: int) -> Iterator[tuple[int, int, int]]:

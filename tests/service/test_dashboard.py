@@ -105,6 +105,7 @@ def test_from_an_empty_page_to_a_result(watched: Watched, tmp_path: Path, nifti:
 def test_it_polls_politely(watched: Watched, nifti: bytes) -> None:
     watched.house.send(nifti)
     expect(watched.page.locator("#scans .card h3")).to_have_count(1)
+    expect(watched.page.locator("#jobs .row")).to_have_count(1)
     watched.statuses.clear()
     wait_until(lambda: bool(watched.page.wait_for_timeout(100)) or len(watched.statuses) >= 4)
     asked = [status for url, status in watched.statuses if "page_size" in url]
