@@ -36,8 +36,8 @@ def rows(found: Found) -> list[tuple[str, str]]:
     return [
         ("shape", f"{_times(shape)} ({', '.join(found.volume.axes or [])})"),
         ("spacing", _spacing(found.volume)),
-        ("entries looked at", f"{result['samples']:,} ({result['unique_samples']:,} unique)"),
-        ("cubes encoded", f"{result['unique_cubes']:,} of {result['cube_size']}³ voxels"),
+        ("samples", f"{result['samples']:,} entries looked at ({result['unique_samples']:,} unique)"),
+        ("unique cubes", f"{result['unique_cubes']:,} of {result['cube_size']}³ voxels, each encoded once"),
         ("share of the volume read", f"{result['share_read']:.2%} of its voxels, held-out cubes included"),
         ("chunks read", _chunks(result)),
         ("ranks", ", ".join(map(str, result["ranks"]))),
