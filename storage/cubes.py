@@ -80,6 +80,20 @@ class ReadPlan:
             *(table[:, 0], table[:, 4:7], table[:, 7:10], table[:, 10:13]),
         )
 
+    def only(self, group: Int64) -> ReadPlan:
+        """The plan for some of its chunks, given by their numbers in it."""
+        count = self.first[group + 1] - self.first[group]
+        rows = np.concatenate([np.arange(self.first[i], self.first[i + 1]) for i in group])
+        first = np.concatenate([[0], np.cumsum(count)])
+        return ReadPlan(
+            self.chunks[group],
+            first,
+            self.cube[rows],
+            self.target[rows],
+            self.source[rows],
+            self.length[rows],
+        )
+
     def pieces(self, i: int) -> Iterator[Piece]:
         """The pieces that lie in the i-th chunk."""
         rows = slice(int(self.first[i]), int(self.first[i + 1]))
@@ -123,6 +137,7 @@ class CubeReader:
         self._scheduler = scheduler
         self._workers = workers or os.cpu_count() or 1
         self._pool: ThreadPoolExecutor | None = None
+        self._cluster: tuple[Any, Any] | None = None
         self._cubes = 0
 
     @property
@@ -141,10 +156,13 @@ class CubeReader:
         return replace(self._chunks.counts, cubes=self._cubes)
 
     def close(self) -> None:
-        """End the reader's threads."""
+        """End the reader's threads, or its connection to the cluster."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
+        if self._cluster is not None:
+            self._cluster[0].close()
+            self._cluster = None
 
     def cubes(self, origins: Int64, size: int) -> Array:
         """Cubes of edge `size` whose lowest corners are `origins` (n, 3) in (z, y, x).
@@ -180,15 +198,22 @@ class CubeReader:
         compute(*tasks, scheduler=threaded_get, pool=self._pool, traverse=False)
 
     def _read_by_cluster(self, plan: ReadPlan, out: Array) -> None:
-        from distributed import Client  # noqa: PLC0415 - slow to import, and only used with a cluster
+        client, seals = self._connected()
+        parts = [plan.only(group) for group in self._groups(np.arange(len(plan.chunks)))]
+        futures = [client.submit(cut, self._chunks.array, part, seals, pure=False) for part in parts]
+        for pieces in client.gather(futures):
+            for cube, channels, target, voxels in pieces:
+                out[(cube, channels, *target)] = voxels
 
-        with Client(self._scheduler, set_as_default=False) as client:
-            groups = self._groups(np.arange(len(plan.chunks)))
-            array, (seals,) = self._chunks.array, client.scatter([self._chunks.seals], hash=False)
-            futures = [client.submit(cut, array, plan, group, seals, pure=False) for group in groups]
-            for pieces in client.gather(futures):
-                for cube, channels, target, voxels in pieces:
-                    out[(cube, channels, *target)] = voxels
+    def _connected(self) -> tuple[Any, Any]:
+        """A client of the cluster, and the volume's seals there; both last as long as the reader."""
+        if self._cluster is None:
+            from distributed import Client  # noqa: PLC0415 - slow to import, and only used with a cluster
+
+            client = Client(self._scheduler, set_as_default=False)
+            (seals,) = client.scatter([self._chunks.seals], hash=False)
+            self._cluster = client, seals
+        return self._cluster
 
     def _groups(self, chunks: Int64) -> list[Int64]:
         """About eight groups per worker, so that the last one to finish does not keep the others waiting."""
@@ -207,11 +232,13 @@ def fill(reader: ChunkReader, plan: ReadPlan, group: Int64, out: Array) -> None:
 
 
 def cut(
-    array: zarr.Array[Any], plan: ReadPlan, group: Int64, seals: Mapping[str, int] | None
+    array: zarr.Array[Any], plan: ReadPlan, seals: Mapping[str, int] | None
 ) -> list[tuple[int, slice, tuple[slice, slice, slice], Array]]:
-    """The same pieces as copies, to be sent over a network."""
-    reader = ChunkReader(array, seals=seals)
-    return [(cube, c, target, voxels.copy()) for cube, c, target, voxels in read_pieces(reader, plan, group)]
+    """The plan's pieces as copies, to be sent over a network."""
+    reader, everything = ChunkReader(array, seals=seals), np.arange(len(plan.chunks))
+    return [
+        (cube, c, target, voxels.copy()) for cube, c, target, voxels in read_pieces(reader, plan, everything)
+    ]
 
 
 def read_pieces(

@@ -118,6 +118,23 @@ def test_the_same_seed_gives_the_same_cores_to_the_last_bit(
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_a_dask_cluster_may_read_the_chunks(
+    catalogue: Catalogue, runner: Runner, make_runner: Any, volume: VolumeRecord
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    here = embedded(catalogue, runner, volume).result
+    with distributed.LocalCluster(
+        n_workers=1, processes=False, dashboard_address=None, host="127.0.0.1", protocol="tcp"
+    ) as cluster:
+        there = embedded(
+            catalogue, make_runner(*KINDS, dask_scheduler=cluster.scheduler_address), volume
+        ).result
+    assert here is not None
+    assert there is not None
+    assert there["cores_digest"] == here["cores_digest"]
+    assert there["chunks_read"] is None
+
+
 def test_an_embedding_over_the_budget_is_refused_before_it_reads(
     catalogue: Catalogue, make_runner: Any, volume: VolumeRecord
 ) -> None:
