@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -67,8 +69,26 @@ def _configure_sqlite(connection: Any, record: Any) -> None:
     """Leave transactions to `_begin_sqlite`; wait for locks rather than fail."""
     connection.isolation_level = None
     connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-    connection.execute("PRAGMA journal_mode = WAL")
+    _enter_wal(connection)
     connection.execute("PRAGMA synchronous = FULL")  # a 202 outlasts a power cut
+
+
+def _enter_wal(connection: Any) -> None:
+    """Switch to WAL mode; a no-op once the file is in it.
+
+    Where several processes switch a new file at the same time, SQLite refuses some of them at once,
+    whatever the busy timeout: these try again.
+    """
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _begin_sqlite(connection: Connection) -> None:
