@@ -110,7 +110,7 @@ def test_analyze_prints_the_numbers(house: House, tmp_path: Path, nifti: bytes) 
         "head.nii",
         "12 x 16 x 20 (z, y, x)",
         "3 x 2 x 1 mm",
-        "11,590 (4,080 unique)",
+        "11,590 entries looked at (4,080 unique)",
         "2,616 of 9³ voxels",
         "12.50%",
         "24 (100% of the finest level), 0.34 MB",
