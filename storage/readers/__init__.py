@@ -50,7 +50,5 @@ def _reader(path: Path, limits: Limits) -> Reader:
     for reader in READERS:
         if reader.recognises(path):
             return reader
-    formats = (
-        "NIfTI (.nii, .nii.gz), DICOM (with the DICM marker of Part 10), NRRD, and zips of DICOM or OME-Zarr"
-    )
+    formats = "; ".join(reader.accepts for reader in READERS)
     raise UnsupportedScan(f"the content is none of the formats that are read here: {formats}")

@@ -90,6 +90,8 @@ class Reader(Protocol):
     """One file format. `READERS` in `storage/readers/__init__.py` lists them in the order of asking."""
 
     name: str
+    accepts: str
+    """What of the format is read, for people."""
 
     def recognises(self, path: Path) -> bool:
         """Whether the content (never the name) is of this format. Reads a few kilobytes at most."""

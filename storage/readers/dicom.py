@@ -34,6 +34,7 @@ class DicomReader:
     """DICOM files, folders and zip archives."""
 
     name = "dicom"
+    accepts = "DICOM with the DICM marker of Part 10 (a file, a folder, or a zip of a series)"
 
     def recognises(self, path: Path) -> bool:
         """Whether it is a PS3.10 file, or a folder or archive, which may hold such files."""

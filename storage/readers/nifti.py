@@ -52,6 +52,7 @@ class NiftiReader:
     """NIfTI-1 and NIfTI-2, `.nii` and `.nii.gz`."""
 
     name = "nifti"
+    accepts = "NIfTI-1 and -2 (.nii, .nii.gz)"
 
     def recognises(self, path: Path) -> bool:
         """Whether the first 348 bytes, unpacked if need be, are the start of a NIfTI header."""

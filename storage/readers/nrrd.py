@@ -59,6 +59,7 @@ class NrrdReader:
     """NRRD, attached data only."""
 
     name = "nrrd"
+    accepts = "NRRD with its data attached"
 
     def recognises(self, path: Path) -> bool:
         """Whether the file starts with NRRD's magic line."""

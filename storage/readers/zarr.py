@@ -43,6 +43,7 @@ class ZarrReader:
     """Zarr arrays and OME-Zarr images, in a folder or a zip archive."""
 
     name = "zarr"
+    accepts = "OME-Zarr or Zarr (a folder, or a zip of one)"
 
     def recognises(self, path: Path) -> bool:
         """Whether a folder or an archive holds a file that marks a Zarr node."""
