@@ -66,7 +66,9 @@ def _bounded_memory(extra: int) -> Iterator[None]:
     yield
     for process in processes:
         if process.is_running():
-            assert _peak(process.pid) - before[process.pid] <= extra, " ".join(process.cmdline())
+            more, command = _peak(process.pid) - before[process.pid], " ".join(process.cmdline())
+            print(f"{more / 2**20:6.0f} MiB  {command}")
+            assert more <= extra, command
 
 
 def _peak(pid: int) -> int:
