@@ -357,7 +357,7 @@ def _get(array: zarr.Array[Any], key: str, part: ByteRequest | None) -> Array | 
 
 
 def _get_local(path: str, part: ByteRequest | None) -> Array | None:
-    """The same from a plain file, four times faster than through the store's path objects."""
+    """The same from a plain file, several times faster than through the store's path objects."""
     try:
         file = os.open(path, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
