@@ -89,13 +89,31 @@ class Layout:
         """The same keys with the modes in opposite order."""
         return Layout(self.shape, self.padded, self.strides[::-1], self.modes[::-1])
 
+    @property
+    def spatial_modes(self) -> int:
+        """How many modes split the voxels; the others, which come last, split the features."""
+        return sum(stride >= self.padded[3] for stride in self.strides) if self.voxels > 1 else 0
 
-def make_layout(name: str, shape: tuple[int, int, int], features: int, order: str = "sequential") -> Layout:
+    def spatial(self) -> Layout:
+        """The layout of the voxels alone, one entry each: modes of the features left out."""
+        shape, padded, features = (*self.shape[:3], 1), (*self.padded[:3], 1), self.padded[3]
+        kept = range(self.spatial_modes)
+        return _layout(shape, padded, [(self.strides[k] // features, self.modes[k]) for k in kept])
+
+
+def make_layout(
+    name: str,
+    shape: tuple[int, int, int],
+    features: int,
+    order: str = "sequential",
+    *,
+    whole_features: bool = False,
+) -> Layout:
     """The layout `tt` (order does not matter) or `qtt` in the given order."""
     if name == "tt":
         return tt_layout(shape, features)
     if name == "qtt":
-        return qtt_layout(shape, features, order)
+        return qtt_layout(shape, features, order, whole_features=whole_features)
     raise InvalidShape(f"there is no layout {name!r}; layouts: {', '.join(LAYOUTS)}")
 
 
@@ -106,16 +124,22 @@ def tt_layout(shape: tuple[int, int, int], features: int) -> Layout:
     return _layout(sizes, sizes, table)
 
 
-def qtt_layout(shape: tuple[int, int, int], features: int, order: str = "sequential") -> Layout:
-    """One mode per digit of each axis, in mixed radix 2, 3, 5; see the module's text."""
+def qtt_layout(
+    shape: tuple[int, int, int], features: int, order: str = "sequential", *, whole_features: bool = False
+) -> Layout:
+    """One mode per digit of each axis, in mixed radix 2, 3, 5; see the module's text.
+
+    With `whole_features` the features are one mode, as block cross-approximation has them.
+    """
     if order not in ORDERS:
         raise InvalidShape(f"there is no order {order!r}; orders: {', '.join(ORDERS)}")
     sizes: Shape4 = (*shape, features)
-    padded: Shape4 = tuple(smooth_size(n) for n in sizes)  # type: ignore[assignment]
+    z, y, x, c = (smooth_size(n) for n in sizes)
+    padded: Shape4 = (z, y, x, features if whole_features else c)
     digits = [
         (scale, radix, stride, axis)
         for axis, (n, stride) in enumerate(zip(padded, _axis_strides(padded), strict=True))
-        for scale, radix in _axis_digits(n)
+        for scale, radix in ([(1, n)] if axis == 3 and whole_features else _axis_digits(n))
     ]
     if order == "interleaved":
         digits.sort(key=lambda digit: (digit[3] == 3, -digit[0], digit[3]))
