@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float64, Int64
@@ -112,7 +113,7 @@ def stacked(trains: Sequence[TensorTrain]) -> TensorTrain:
     return TensorTrain(
         tuple(
             torch.stack([_filled(train.cores[k], left, right) for train in trains])
-            for k, (left, right) in enumerate(zip(ranks[:-1], ranks[1:], strict=True))
+            for k, (left, right) in enumerate(pairwise(ranks))
         )
     )
 
