@@ -1,4 +1,4 @@
-"""Many small cubes from one Zarr array: each chunk that they touch is fetched and decoded once per call.
+"""Many small cubes or boxes from one Zarr array: each chunk that they touch is decoded once per call.
 
 Dask schedules groups of chunks, never single cubes or chunks, and never enumerates the chunk grid: a plan
 for cubes of an 8192^3 volume costs as much as for one of 256^3. See docs/adr/0003-reading-cubes.md.
@@ -24,10 +24,16 @@ from storage.chunks import ChunkReader, Index, ReadCounts
 
 Array = NDArray[Any]
 Int64 = NDArray[np.int64]
+Size = int | tuple[int, int, int]
 
 CHUNKS_PER_TASK = 16
 """Fewest chunks worth a Dask task (a task costs about 0.2 ms, a chunk about 0.15 ms)."""
 TASKS_PER_WORKER = 8
+
+
+def sides(size: Size) -> tuple[int, int, int]:
+    """The sides of a box; those of a cube are equal."""
+    return (size, size, size) if isinstance(size, int) else size
 
 
 class Piece(NamedTuple):
@@ -54,16 +60,17 @@ class ReadPlan:
     length: Int64
 
     @classmethod
-    def of(cls, origins: Int64, size: int, shape: Index, chunk: Index) -> ReadPlan:
-        """The plan for cubes of edge `size` with lowest corners `origins` (n, 3); spatial axes only."""
+    def of(cls, origins: Int64, size: Size, shape: Index, chunk: Index) -> ReadPlan:
+        """The plan for boxes of `size` with lowest corners `origins` (n, 3); spatial axes only."""
         extent, edge = np.array(shape, np.int64), np.array(chunk, np.int64)
+        box = np.array(sides(size), np.int64)
         grid = -(-extent // edge)
-        span = -(-(size - 1) // edge) + 1
+        span = -(-(box - 1) // edge) + 1
         rows = []
         for step in product(*(range(int(count)) for count in span)):
             index = origins // edge + np.array(step, np.int64)
             low = np.maximum(origins, index * edge)
-            high = np.minimum(np.minimum(origins + size, (index + 1) * edge), extent)
+            high = np.minimum(np.minimum(origins + box, (index + 1) * edge), extent)
             inside = ((index >= 0) & (index < grid) & (high > low)).all(axis=1)
             cube = np.flatnonzero(inside)
             low, high, index = low[cube], high[cube], index[cube]
@@ -164,16 +171,14 @@ class CubeReader:
             self._cluster[0].close()
             self._cluster = None
 
-    def cubes(self, origins: Int64, size: int) -> Array:
-        """Cubes of edge `size` whose lowest corners are `origins` (n, 3) in (z, y, x).
+    def cubes(self, origins: Int64, size: Size) -> Array:
+        """Cubes of edge `size`, or boxes of `size` (Z, Y, X); lowest corners `origins` (n, 3) in (z, y, x).
 
-        Returns (n, channels, size, size, size) in the array's dtype; what lies outside is padding.
+        Returns (n, channels, Z, Y, X) in the array's dtype; what lies outside is padding.
         Raises CorruptVolume where a chunk does not match its checksum.
         """
         origins = np.ascontiguousarray(origins, np.int64).reshape(-1, 3)
-        out = np.full(
-            (len(origins), self.channels, size, size, size), self._padding, self._chunks.array.dtype
-        )
+        out = np.full((len(origins), self.channels, *sides(size)), self._padding, self._chunks.array.dtype)
         plan = ReadPlan.of(origins, size, self.shape, self._chunks.chunk_shape[-3:])
         self._cubes += len(origins)
         if self._scheduler == "threads":

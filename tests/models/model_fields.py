@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from models.cpic.index_sets import feasible_ranks
 from models.tt.qtt import Layout
 from models.tt.train import TensorTrain
+from models.types import Size
 
 Array = NDArray[Any]
 
@@ -42,7 +43,7 @@ class TrainField:
 
 
 class ArraySource:
-    """A volume in memory, (z, y, x) or (c, z, y, x), as a source of cubes; counts them by origin."""
+    """A volume in memory, (z, y, x) or (c, z, y, x), as a source of boxes, counted by sides and origin."""
 
     def __init__(self, volume: Array, padding: float = 0) -> None:
         self.volume = volume if volume.ndim == 4 else volume[None]
@@ -57,12 +58,13 @@ class ArraySource:
     def channels(self) -> int:
         return len(self.volume)
 
-    def cubes(self, origins: Array, size: int) -> Array:
-        self.asked.update(map(tuple, origins.tolist()))
-        around = [(0, 0)] + [(size, size)] * 3
+    def cubes(self, origins: Array, size: Size) -> Array:
+        box = (size,) * 3 if isinstance(size, int) else size
+        self.asked.update((*box, *origin) for origin in origins.tolist())
+        around = [(0, 0)] + [(side, side) for side in box]
         padded = np.pad(self.volume, around, constant_values=self.padding)
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (size,) * 3, axis=(1, 2, 3))
-        z, y, x = (origins + size).T
+        windows = np.lib.stride_tricks.sliding_window_view(padded, box, axis=(1, 2, 3))
+        z, y, x = (origins + box).T
         return windows[:, z, y, x].swapaxes(0, 1)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from storage.chunks import ByteLRU, ChunkReader
-from storage.cubes import CubeReader, ReadPlan
+from storage.cubes import CubeReader, ReadPlan, Size, sides
 from storage.errors import CorruptVolume
 from storage.shards import CHECKSUMS, record_checksums
 
@@ -47,12 +47,13 @@ def make(path: Path, layout: str, voxels: NDArray[Any]) -> zarr.Array[Any]:
     return array
 
 
-def expected(voxels: NDArray[Any], origins: NDArray[np.int64], size: int, padding: float) -> NDArray[Any]:
+def expected(voxels: NDArray[Any], origins: NDArray[np.int64], size: Size, padding: float) -> NDArray[Any]:
     """The definition: cut from an array padded by far more than any origin leaves it."""
     volume = voxels if voxels.ndim == 4 else voxels[None]
     far = 90
     padded = np.pad(volume, ((0, 0), *((far, far),) * 3), constant_values=padding)
-    return np.stack([padded[:, z : z + size, y : y + size, x : x + size] for z, y, x in origins + far])
+    Z, Y, X = sides(size)
+    return np.stack([padded[:, z : z + Z, y : y + Y, x : x + X] for z, y, x in origins + far])
 
 
 @pytest.fixture
@@ -61,9 +62,9 @@ def voxels() -> NDArray[Any]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("size", [1, 9, 24])
+@pytest.mark.parametrize("size", [1, 9, 24, (1, 9, 30), (72, 9, 9), (9, 24, 1)])
 def test_equals_numpy_inside_across_and_outside(
-    tmp_path: Path, voxels: NDArray[Any], layout: str, size: int
+    tmp_path: Path, voxels: NDArray[Any], layout: str, size: Size
 ) -> None:
     array = make(tmp_path / "a", layout, voxels)
     origins = np.random.default_rng(1).integers(-30, 55, (300, 3))
@@ -89,15 +90,15 @@ def test_channels_and_dtypes(tmp_path: Path, dtype: str) -> None:
 @given(
     shape=st.tuples(*[st.integers(1, 40)] * 3),
     chunk=st.tuples(*[st.integers(1, 20)] * 3),
-    size=st.integers(1, 25),
+    size=st.integers(1, 25) | st.tuples(*[st.integers(1, 25)] * 3),
     seed=st.integers(0, 1000),
 )
-def test_plan_covers_each_voxel_of_each_cube_once(
-    shape: tuple[int, int, int], chunk: tuple[int, int, int], size: int, seed: int
+def test_plan_covers_each_voxel_of_each_box_once(
+    shape: tuple[int, int, int], chunk: tuple[int, int, int], size: Size, seed: int
 ) -> None:
-    origins = np.random.default_rng(seed).integers(-size - 3, 45, (20, 3))
+    origins = np.random.default_rng(seed).integers(-max(sides(size)) - 3, 45, (20, 3))
     plan = ReadPlan.of(origins, size, shape, chunk)
-    hits = np.zeros((20, size, size, size), int)
+    hits = np.zeros((20, *sides(size)), int)
     for i, index in enumerate(plan.chunks):
         for cube, target, source in plan.pieces(i):
             hits[(cube, *target)] += 1

@@ -194,10 +194,13 @@ def test_covered_voxels_are_those_in_the_union(volume: VolumeRecord, tmp_path: P
     origins = np.random.default_rng(0).integers(-9, SMALL[0], (300, 3))
     source.cubes(origins[:200], 9)
     source.cubes(origins[200:], 9)
+    source.cubes(origins[:40] + 3, (1, 24, 2))
     reader.close()
     seen = np.zeros(reader.shape, bool)
     for z, y, x in origins:
         seen[max(z, 0) : max(z + 9, 0), max(y, 0) : max(y + 9, 0), max(x, 0) : max(x + 9, 0)] = True
+    for z, y, x in origins[:40] + 3:
+        seen[max(z, 0) : max(z + 1, 0), max(y, 0) : max(y + 24, 0), max(x, 0) : max(x + 2, 0)] = True
     assert source.covered_voxels() == seen.sum()
 
 

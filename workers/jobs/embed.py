@@ -9,13 +9,14 @@ from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from pydantic import Field
 
-from models.cpic.embed import EmbedConfig, Embedding, embed, estimate
+from models.cpic.embed import UNKNOWN_SCAN, EmbedConfig, Embedding, embed, estimate
 from models.cpic.encoder import ENCODERS, IntensityStatistics
 from models.tt.qtt import LAYOUTS, ORDERS
 from models.types import Array, Int64
-from storage.cubes import CubeReader, ReadPlan
+from storage.cubes import CubeReader, ReadPlan, Size, sides
 from storage.jobs import Artifact, Progress
 from storage.layout import SAMPLING
 from storage.records import Statistics, StoredVolume
@@ -64,7 +65,7 @@ class EmbedResult(Result):
     samples: int = Field(description="tensor entries looked at in all sweeps, with repetition")
     unique_samples: int
     unique_cubes: int = Field(description="distinct cubes encoded in all sweeps, without the held-out ones")
-    cubes_read: int = Field(description="cubes read in all, the certificate's held-out ones among them")
+    cubes_read: int = Field(description="boxes read in all, the certificate's held-out ones among them")
     cube_size: int = Field(description="edge of a cube, in voxels")
     share_read: float = Field(description="voxels in the union of all cubes over voxels of the volume")
     chunks_read: int | None = Field(description="chunks decoded; null where a Dask cluster read them")
@@ -127,12 +128,11 @@ class Embed(Kind[EmbedParameters]):
 
 
 class RecordedCubes:
-    """A reader that remembers which cubes it gave; fits `models.types.CubeSource`."""
+    """A reader that remembers which boxes it gave; fits `models.types.CubeSource`."""
 
     def __init__(self, reader: CubeReader) -> None:
         self.reader = reader
-        self.size = 0
-        self._origins: list[Int64] = []
+        self._origins: dict[tuple[int, int, int], list[Int64]] = {}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -144,24 +144,30 @@ class RecordedCubes:
         """Values per voxel."""
         return self.reader.channels
 
-    def cubes(self, origins: Int64, size: int) -> Array:
+    def cubes(self, origins: Int64, size: Size) -> Array:
         """As the reader gives them."""
-        self.size = size
-        self._origins.append(np.array(origins, np.int64))
+        self._origins.setdefault(sides(size), []).append(np.array(origins, np.int64))
         return self.reader.cubes(origins, size)
 
     def covered_voxels(self) -> int:
-        """How many voxels of the volume lie in at least one of the cubes; exact, one chunk in memory."""
-        if not self._origins:
-            return 0
-        plan = ReadPlan.of(np.concatenate(self._origins), self.size, self.shape, SAMPLING.chunk)
-        return sum(_covered(plan, chunk) for chunk in range(len(plan.chunks)))
+        """How many voxels of the volume lie in at least one of the boxes; exact, one chunk in memory."""
+        plans = [
+            ReadPlan.of(np.concatenate(origins), size, self.shape, SAMPLING.chunk)
+            for size, origins in self._origins.items()
+        ]
+        places: dict[tuple[int, ...], list[tuple[ReadPlan, int]]] = {}
+        for plan in plans:
+            for i, chunk in enumerate(map(tuple, plan.chunks.tolist())):
+                places.setdefault(chunk, []).append((plan, i))
+        return sum(map(_covered, places.values()))
 
 
-def _covered(plan: ReadPlan, chunk: int) -> int:
+def _covered(places: list[tuple[ReadPlan, int]]) -> int:
+    """Voxels of one chunk that lie in a piece; the chunk is the i-th of each plan."""
     seen = np.zeros(SAMPLING.chunk, bool)
-    for piece in plan.pieces(chunk):
-        seen[piece.source] = True
+    for plan, i in places:
+        for piece in plan.pieces(i):
+            seen[piece.source] = True
     return int(seen.sum())
 
 
@@ -209,7 +215,9 @@ def _result(
         unique_samples=embedding.all_sweeps.unique_samples,
         unique_cubes=embedding.all_sweeps.unique_cubes,
         cubes_read=counts.cubes,
-        cube_size=source.size,
+        cube_size=ENCODERS[embedding.config.encoder](
+            source.channels, 1, 0, UNKNOWN_SCAN, torch.device("cpu")
+        ).cube_size,
         share_read=source.covered_voxels() / stored.grid.voxels,
         chunks_read=counts.chunks if local else None,
         chunk_share_read=counts.chunks / chunks_of(stored) if local else None,
