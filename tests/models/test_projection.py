@@ -260,7 +260,7 @@ def test_aligned_features_hardly_move_when_anchors_are_refreshed() -> None:
 
 def test_alignment_undoes_order_sign_and_rotation_exactly() -> None:
     old = Basis.of(shifted(12), 5)
-    shuffled = stacked([old.anchors[k] for k in torch.randperm(12).tolist()])
+    shuffled = stacked([old.anchors[k] for k in (5, 2, 11, 0, 7, 9, 1, 4, 10, 3, 8, 6)])
     new = Basis.of(shuffled, 5).aligned_to(old)
     others = shifted(4, seed=40)
     assert torch.allclose(new.features(others), old.features(others), rtol=0, atol=1e-9)
