@@ -94,7 +94,7 @@ class Basis:
         absent = (0, features - kept)
         return cls(
             anchors=anchors,
-            coefficients=torch.nn.functional.pad(A - A.mean(dim=0), absent),
+            coefficients=torch.nn.functional.pad(A - A.mean(dim=0), absent).contiguous(),
             mean_products=G.mean(dim=1),
             energy=torch.diag(torch.nn.functional.pad(eigenvalues, absent)),
             origin=G.new_zeros(features),
@@ -333,7 +333,7 @@ def _right_orthogonal(trains: TensorTrain) -> TensorTrain:
     def cores(*cores: Tensor) -> tuple[Tensor, ...]:
         return right_orthogonal(TensorTrain(cores)).cores
 
-    return TensorTrain(torch.vmap(cores)(*trains.cores))
+    return TensorTrain(tuple(core.contiguous() for core in torch.vmap(cores)(*trains.cores)))
 
 
 def _doubly_centred(G: Float64[Tensor, "k k"]) -> Float64[Tensor, "k k"]:

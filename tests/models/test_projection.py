@@ -286,6 +286,8 @@ def test_alignment_bears_directions_that_one_basis_lacks(before: int, after: int
 def test_a_saved_basis_is_the_same_bits(seed: int) -> None:
     old = Basis.of(shifted(6, seed=9), 4)
     basis = Basis.of(shifted(7, seed=seed), 4).aligned_to(old)
+    for saved in (old, basis):
+        assert all(array.flags.c_contiguous for array in saved.tensors().values())
     again = Basis.from_tensors(basis.tensors(), basis.manifest())
     others = shifted(3, seed=20)
     for standardised in (False, True):
