@@ -46,7 +46,7 @@ format: $(VENV)/.extras-dev ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.extras-test ## one benchmark: make bench NAME=cubes
+bench: $(VENV)/.extras-test,bench ## one benchmark: make bench NAME=cubes
 	$(BIN)/python -m benchmarks $(NAME)
 
 clean: ## remove caches and the virtual environment
