@@ -37,7 +37,8 @@ def shown(module, result) -> str:
 
 
 def tiny_case(*methods: cpic_cross.Method) -> cpic_cross.Case:
-    return cpic_cross.Case("tiny", fields.sigmoid_waves(8, 4), qtt_layout((8,) * 3, 4), methods)
+    layout = qtt_layout((8,) * 3, 4)
+    return cpic_cross.Case("tiny", fields.sigmoid_waves(8, 4), layout, methods, rounds=1)
 
 
 def test_probes_count_and_all_ways_to_ask_agree() -> None:
@@ -91,7 +92,7 @@ def test_centred_errors_are_one_for_the_means_and_zero_for_the_truth() -> None:
 def test_ours_recovers_a_small_field_by_every_method() -> None:
     block = cpic_cross.Method("block", cpic_cross.ours_fitted(16, 2, block=True), block=True)
     methods = (cpic_cross.square(16, 2), cpic_cross.oversampled(16, 2), block)
-    rows = cpic_cross.measured(tiny_case(*methods), (0,), rounds=1)
+    rows = cpic_cross.measured(tiny_case(*methods), (0,))
     assert len(rows) == 3
     for row in rows.values():
         assert row["centred_error"] < 1e-5
@@ -101,7 +102,7 @@ def test_ours_recovers_a_small_field_by_every_method() -> None:
 
 def test_peers_look_at_the_same_field(peer: str) -> None:
     method = {"tntorch": cpic_cross.tntorch(32, 2), "teneva": cpic_cross.teneva(32, 2)}[peer]
-    rows = cpic_cross.measured(tiny_case(method), (0, 1), rounds=1)
+    rows = cpic_cross.measured(tiny_case(method), (0, 1))
     (row,) = rows.values()
     assert row["worst_centred"] < 1e-6
     assert row["evaluated"] > row["unique"] == 8**3 * 4
@@ -110,11 +111,21 @@ def test_peers_look_at_the_same_field(peer: str) -> None:
 def test_headline_keys_are_there_when_the_peers_are(peer: str) -> None:
     theirs = cpic_cross.TNTORCH_15 if peer == "tntorch" else cpic_cross.TENEVA_2
     case = tiny_case(cpic_cross.OURS, cpic_cross.BLOCK, theirs)
-    result = cpic_cross.run([case], seeds=(0,), rounds=1)
+    result = cpic_cross.run([case], seeds=(0,))
     assert {f"{what}_ratio_{peer}" for what in ("evals", "time", "cpu", "error")} <= set(result)
     assert 0 < result["block_cubes"] <= 512
     json.dumps(result, allow_nan=False)
     assert theirs.name in shown(cpic_cross, result)
+
+
+def test_promises_are_about_rows_that_there_are_and_can_be_broken() -> None:
+    names = {case.name: {method.name for method in case.methods} for case in cpic_cross.known_cases()}
+    of_known = [promise for promise in cpic_cross.PROMISES if not promise.case.startswith("T1 head")]
+    assert all(promise.method in names[promise.case] for promise in of_known)
+    first = cpic_cross.PROMISES[0]
+    for value, held in ((first.most, True), (2 * first.most, False)):
+        (answer,) = cpic_cross.kept({first.case: {"rows": {first.method: {first.column: value}}}})
+        assert answer["kept"] is held
 
 
 def test_the_best_error_is_that_of_a_truncated_svd() -> None:
