@@ -254,7 +254,7 @@ def child(size: int) -> None:
         "unique_cubes": embedding.forward.unique_cubes,
         "unique_samples_all_sweeps": embedding.all_sweeps.unique_samples,
         "unique_cubes_all_sweeps": embedding.all_sweeps.unique_cubes,
-        "held_out_cubes": reader.counts.cubes - embedding.all_sweeps.unique_cubes,
+        "boxes_read": reader.counts.cubes,
         "chunks_read": reader.counts.chunks,
         "bytes_read": reader.counts.bytes,
         "bytes_decoded": reader.counts.decoded_bytes,

@@ -1,6 +1,8 @@
 """What is computed from the cube around a voxel: the tensor's entries E(z, y, x, feature).
 
-A new encoder is one class here and one line in `ENCODERS`.
+Encoders take boxes, and give the features of all voxels in it that are half a cube or more away from its
+faces: those are the same as from the cube around each voxel, but neighbours share most of the work. A voxel's
+features depend on the cube around it alone. A new encoder is one class here and one line in `ENCODERS`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
+from models.cpic.geometry import Sides, Work, convolution_work
 from models.errors import InvalidConfig, InvalidShape
 
 HIDDEN_CHANNELS = (5, 15, 25)
@@ -46,11 +49,11 @@ class IntensityStatistics:
 
 
 class Encoder(Protocol):
-    """A function of cubes, with what is known of it beforehand."""
+    """A function of boxes of raw intensities, with what is known of it beforehand. It is differentiable."""
 
     @property
     def cube_size(self) -> int:
-        """Edge of the cubes that it takes, in voxels; odd: the voxel encoded is in the middle."""
+        """Edge d of the cube that a voxel's features depend on; odd: the voxel is in the middle."""
 
     @property
     def features(self) -> int:
@@ -66,10 +69,26 @@ class Encoder(Protocol):
 
     @property
     def scratch_bytes(self) -> int:
-        """Memory that encoding takes, per cube."""
+        """Memory that encoding takes, per cube; for a box as many times more as it has numbers (`work`)."""
 
-    def __call__(self, cubes: Float64[Tensor, "n c d d d"]) -> Float[Tensor, "n f"]:
-        """Features of cubes of raw intensities."""
+    @property
+    def network(self) -> nn.Module | None:
+        """What holds the weights; encoders of several scans may share it. None where there are none."""
+
+    def work(self, outputs: Sides) -> Work:
+        """What encoding a box takes that has these sides of outputs."""
+
+    def standardised(self, boxes: Float64[Tensor, "n c z y x"]) -> Float[Tensor, "n c z y x"]:
+        """Raw intensities as the network takes them: the part that differs from scan to scan."""
+
+    def encoded(self, boxes: Float[Tensor, "n c z y x"]) -> Float[Tensor, "n f zo yo xo"]:
+        """Features of boxes from `standardised`: zo = z - d + 1, and so on.
+
+        Raises InvalidShape for a box smaller than the cube.
+        """
+
+    def __call__(self, boxes: Float64[Tensor, "n c z y x"]) -> Float[Tensor, "n f zo yo xo"]:
+        """Features of boxes of raw intensities: `standardised`, then `encoded`."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +100,7 @@ class Identity:
     cube_size: int = 1
     rank_tolerance: float = 1e-12
     scratch_bytes: int = 16
+    network: None = None
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -89,25 +109,37 @@ class Identity:
         low, high = self.statistics.standardised(extremes).tolist()
         return low, high
 
-    def __call__(self, cubes: Float64[Tensor, "n c 1 1 1"]) -> Float64[Tensor, "n c"]:
-        """One voxel in, its channels out."""
-        return self.statistics.standardised(cubes.reshape(len(cubes), self.features))
+    def work(self, outputs: Sides) -> Work:
+        """One voxel read for each output."""
+        return Work(0, 0, math.prod(outputs), self.features * math.prod(outputs))
+
+    def standardised(self, boxes: Float64[Tensor, "n c z y x"]) -> Float64[Tensor, "n c z y x"]:
+        """(value - mean) / std."""
+        return self.statistics.standardised(boxes)
+
+    def encoded(self, boxes: Float64[Tensor, "n c z y x"]) -> Float64[Tensor, "n c z y x"]:
+        """The boxes themselves."""
+        return boxes
+
+    def __call__(self, boxes: Float64[Tensor, "n c z y x"]) -> Float64[Tensor, "n c z y x"]:
+        """Features of boxes of raw intensities."""
+        return self.encoded(self.standardised(boxes))
 
 
 class CpicEncoder(nn.Module):
     """The paper's network: four 3^3 convolutions without padding, ReLU between them, a sigmoid at the end.
 
-    Takes cubes of 9^3 voxels in float32, standardised per scan. Weights are drawn from `seed` alone (He
-    normal, biases zero): torch's own random state is neither read nor changed.
+    Takes boxes of at least 9^3 voxels, standardised per scan. Weights are drawn from `seed` alone (He normal,
+    biases zero): torch's own random state is neither read nor changed.
     """
 
     def __init__(self, channels: int, features: int, seed: int) -> None:
         super().__init__()
-        widths = (channels, *HIDDEN_CHANNELS, features)
+        self.widths = (channels, *HIDDEN_CHANNELS, features)
         layers: list[nn.Module] = []
-        for before, after in pairwise(widths):
+        for before, after in pairwise(self.widths):
             layers.append(_empty_conv(before, after))
-            layers.append(nn.ReLU())
+            layers.append(nn.ReLU(inplace=True))
         self.layers = nn.Sequential(*layers[:-1], nn.Sigmoid())
         generator = torch.Generator().manual_seed(seed)
         for layer in self.layers:
@@ -115,13 +147,14 @@ class CpicEncoder(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
-    def forward(self, cubes: Float[Tensor, "n c 9 9 9"]) -> Float[Tensor, "n f"]:
-        """Features of each cube. Raises InvalidShape for cubes of another size than the receptive field."""
-        if cubes.shape[2:] != (RECEPTIVE_FIELD,) * 3:
+    def forward(self, boxes: Float[Tensor, "n c z y x"]) -> Float[Tensor, "n f zo yo xo"]:
+        """Features of all voxels but 4 at each face. Raises InvalidShape below the receptive field."""
+        if min(boxes.shape[2:]) < RECEPTIVE_FIELD:
             raise InvalidShape(
-                f"the encoder's receptive field is {RECEPTIVE_FIELD}^3, not {tuple(cubes.shape[2:])}"
+                f"the encoder's receptive field is {RECEPTIVE_FIELD}^3: a box of {tuple(boxes.shape[2:])} "
+                "is too small for it"
             )
-        return self.layers(cubes).flatten(1)  # type: ignore[no-any-return]
+        return self.layers(boxes)  # type: ignore[no-any-return]
 
 
 def _empty_conv(before: int, after: int) -> nn.Conv3d:
@@ -142,10 +175,21 @@ class StandardisedCpic:
     rank_tolerance: float = 1e-6
     scratch_bytes: int = 64 << 10
 
-    @torch.no_grad()
-    def __call__(self, cubes: Float64[Tensor, "n c 9 9 9"]) -> Float[Tensor, "n f"]:
-        """Standardise in float64, and run the network in float32."""
-        return self.network(self.statistics.standardised(cubes).float())  # type: ignore[no-any-return]
+    def work(self, outputs: Sides) -> Work:
+        """Of its four convolutions."""
+        return convolution_work(self.network.widths, KERNEL, outputs)
+
+    def standardised(self, boxes: Float64[Tensor, "n c z y x"]) -> Float[Tensor, "n c z y x"]:
+        """(value - mean) / std in float64, then in the precision of the weights."""
+        return self.statistics.standardised(boxes).to(next(self.network.parameters()).dtype)
+
+    def encoded(self, boxes: Float[Tensor, "n c z y x"]) -> Float[Tensor, "n f zo yo xo"]:
+        """Run the network."""
+        return self.network(boxes)  # type: ignore[no-any-return]
+
+    def __call__(self, boxes: Float64[Tensor, "n c z y x"]) -> Float[Tensor, "n f zo yo xo"]:
+        """Features of boxes of raw intensities."""
+        return self.encoded(self.standardised(boxes))
 
 
 MakeEncoder = Callable[[int, int, int, IntensityStatistics, torch.device], Encoder]
@@ -162,7 +206,7 @@ def identity(
 def random_cpic(
     channels: int, features: int, seed: int, statistics: IntensityStatistics, device: torch.device
 ) -> StandardisedCpic:
-    """The paper's network with seeded random weights."""
+    """The paper's network with seeded random weights, in float32."""
     network = CpicEncoder(channels, features, seed).to(device).eval()
     return StandardisedCpic(network, features, statistics)
 

@@ -1,7 +1,13 @@
-"""The tensor that is approximated, E = f(cubes), looked at entry by entry; every cube is encoded once."""
+"""The tensor that is approximated, E = f(cubes), looked at entry by entry; every voxel is encoded once.
+
+A voxel's features are kept while the encoder's weights stand still. Only voxels that were asked for are kept,
+though boxes hold others too: what is known, and what it costs to know more, never depends on the boxes.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,20 +16,32 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from models.cpic.encoder import Encoder
-from models.errors import NonFiniteSample, SampleOutOfRange, SourceFailed
+from models.cpic.encoding import ENCODE_BATCH, FETCH_BYTES, Scan, batches, check, naming, shares
+from models.cpic.raw_boxes import RawBoxes, Rows
+from models.errors import InvalidShape
 from models.tt.qtt import Layout
-from models.types import Array, CubeSource, Int64
+from models.types import CubeSource, Int64
 
-FETCH_BYTES = 64 << 20
-"""Raw cubes asked of the source at once, as float64: it groups them by chunk."""
-ENCODE_BATCH = 256
-BATCH_MULTIPLE = 16
-"""Batches are filled up to a multiple: convolution kernels round odd batch sizes differently."""
+__all__ = [
+    "ENCODE_BATCH",
+    "FETCH_BYTES",
+    "BlockField",
+    "Counts",
+    "EncodedVoxels",
+    "FieldBatch",
+    "SampledField",
+]
+
+COUNTED_AT_ONCE = 1 << 16
+"""Keys that wait at least before they are counted."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What was looked at: `samples` with repetition, distinct entries of the layout, distinct cubes."""
+    """What was looked at: `samples` with repetition, distinct entries of the layout, distinct cubes.
+
+    A cube stands for a voxel that was encoded, in whichever box.
+    """
 
     samples: int
     unique_samples: int
@@ -33,125 +51,199 @@ class Counts:
 class EncodedVoxels:
     """Features of voxels, encoded when first asked for and kept, while the encoder stands still.
 
-    Voxels are linear indices (z Y + y) X + x. Raises SourceFailed, NonFiniteSample, SampleOutOfRange.
+    Voxels are linear indices (z Y + y) X + x. When weights have changed, all features are forgotten. Raw
+    boxes are kept beside them, up to `keep_bytes`, and stay. Raises SourceFailed, NonFiniteSample,
+    SampleOutOfRange.
     """
 
-    def __init__(self, source: CubeSource, encoder: Encoder, device: torch.device) -> None:
-        self._source, self._encoder, self._device = source, encoder, device
-        self._voxels = np.empty(0, np.int64)  # ascending
-        self._values: Tensor | None = None  # (len(_voxels), features), in the encoder's own precision
+    def __init__(
+        self, source: CubeSource, encoder: Encoder, device: torch.device, *, keep_bytes: int = 0
+    ) -> None:
+        self.scan = Scan(RawBoxes(source, keep_bytes), encoder, device)
+        self._weights = [] if encoder.network is None else list(encoder.network.parameters())
+        self.forget()
 
     def __len__(self) -> int:
-        return len(self._voxels)
+        return len(self._rows)
+
+    def forget(self) -> None:
+        """Drop all features; raw boxes stay."""
+        self._rows = Rows()
+        self._values: Tensor | None = None  # (capacity, features), in the encoder's own precision
+        self._version = self._weights_version()
 
     def features(self, voxels: Int64) -> Float64[Tensor, "m f"]:
         """All features of voxels (m,)."""
         at = self._positions(voxels)
-        return self._stored()[at].double()
+        return self._table()[torch.from_numpy(at).to(self.scan.device)].double()
 
     def entries(self, voxels: Int64, features: Int64) -> Float64[Tensor, " m"]:
         """One feature of each voxel (m,)."""
-        at = self._positions(voxels)
-        return self._stored()[at, torch.from_numpy(features).to(self._device)].double()
+        at = self._positions(voxels) * self.scan.encoder.features + features
+        return self._table().view(-1)[torch.from_numpy(at).to(self.scan.device)].double()
 
-    def _positions(self, voxels: Int64) -> Tensor:
-        """Where the voxels stand in the store, after encoding those that were never seen."""
-        distinct = np.unique(voxels)
-        self._encode(np.setdiff1d(distinct, self._voxels, assume_unique=True))
-        return torch.from_numpy(np.searchsorted(self._voxels, voxels)).to(self._device)
+    def unknown(self, voxels: Int64) -> Int64:
+        """Which of these voxels are still to be encoded; distinct and ascending."""
+        if self._version != self._weights_version():
+            self.forget()
+        new = self._rows.find(voxels) < 0
+        return np.unique(voxels[new]) if new.any() else voxels[:0]
 
-    def _stored(self) -> Tensor:
+    def keep(self, voxels: Int64, values: Tensor) -> None:
+        """Store the features (m, f) of unknown voxels (m,)."""
+        first = len(self._rows)
+        self._rows.add(voxels)
+        if self._values is None or len(self._rows) > len(self._values):
+            grown = values.new_empty(max(len(self._rows), 3 * first // 2), values.shape[1])
+            if self._values is not None:
+                grown[:first] = self._values[:first]
+            self._values = grown
+        self._values[first : len(self._rows)] = values
+
+    def _positions(self, voxels: Int64) -> Int64:
+        """Where the voxels stand in the table, after encoding those that were never seen."""
+        at = self._rows.find(voxels)
+        if self._version != self._weights_version() or (at < 0).any():
+            encode_together([self], [voxels])
+            at = self._rows.find(voxels)
+        return at
+
+    def _table(self) -> Tensor:
         if self._values is None:
-            return torch.empty(0, self._encoder.features, device=self._device)
+            return torch.empty(0, self.scan.encoder.features, device=self.scan.device)
         return self._values
 
-    def _encode(self, voxels: Int64) -> None:
-        """Encode voxels that are not in the store, and put them there."""
-        if len(voxels) == 0:
-            return
-        cube_bytes = 8 * self._source.channels * self._encoder.cube_size**3
-        pieces = np.split(voxels, range(step := max(1, FETCH_BYTES // cube_bytes), len(voxels), step))
-        values = [self._encoded(piece) for piece in pieces]
-        voxels = np.concatenate([self._voxels, voxels])
-        order = np.argsort(voxels, kind="stable")
-        stored = torch.cat(values if self._values is None else [self._values, *values])
-        self._voxels = voxels[order]
-        self._values = stored[torch.from_numpy(order).to(self._device)]
-
-    def _encoded(self, voxels: Int64) -> Tensor:
-        """Read the cubes around voxels, and encode them in batches of bounded size."""
-        centres = np.stack(np.unravel_index(voxels, self._source.shape), axis=-1)
-        cubes = self._read(centres)
-        batches = [
-            self._run(cubes[start : start + ENCODE_BATCH]) for start in range(0, len(cubes), ENCODE_BATCH)
-        ]
-        values = torch.cat(batches)
-        low, high = self._encoder.value_range
-        outside = ~((values >= low) & (values <= high))  # so that NaN is outside
-        if bool(outside.any()):
-            row, feature = divmod(int(outside.flatten().int().argmax()), values.shape[1])
-            voxel, value = _plain(centres[row]), float(values[row, feature])
-            if np.isfinite(value):
-                raise SampleOutOfRange(voxel, value, low, high)
-            raise NonFiniteSample(voxel, value)
-        return values
-
-    def _read(self, centres: Int64) -> Array:
-        """Raw cubes (n, c, d, d, d) around centres (n, 3), finite and of the right shape."""
-        size = self._encoder.cube_size
-        origins = centres - size // 2
-        what = (
-            f"{len(centres)} cubes of {size}^3 around voxels {_plain(centres[0])} ... {_plain(centres[-1])}"
-        )
-        try:
-            cubes = np.asarray(self._source.cubes(origins, size))
-        except Exception as error:
-            raise SourceFailed(f"reading {what}: {type(error).__name__}: {error}") from error
-        expected = (len(centres), self._source.channels, size, size, size)
-        if cubes.shape != expected:
-            raise SourceFailed(f"reading {what}: shape {cubes.shape} came back, not {expected}")
-        if cubes.dtype.kind not in "biuf":
-            raise SourceFailed(f"reading {what}: values of type {cubes.dtype} came back, not real numbers")
-        if cubes.dtype.kind == "f" and not (finite := np.isfinite(cubes)).all():
-            n, c, *offset = np.unravel_index(int(np.argmin(finite)), cubes.shape)
-            raise NonFiniteSample(_plain(origins[n] + np.array(offset)), float(cubes[(n, c, *offset)]))
-        return cubes
-
-    def _run(self, cubes: Array) -> Tensor:
-        """Features of one batch, filled up with zeros that are cut off again."""
-        count = len(cubes)
-        batch = np.zeros((-(-count // BATCH_MULTIPLE) * BATCH_MULTIPLE, *cubes.shape[1:]))
-        batch[:count] = cubes
-        return self._encoder(torch.from_numpy(batch).to(self._device))[:count]
+    def _weights_version(self) -> int:
+        """A number that grows when a weight is written to."""
+        return sum(weight._version for weight in self._weights)
 
 
-class SampledField:
+@torch.no_grad()
+def encode_together(volumes: Sequence[EncodedVoxels], voxels: Sequence[Int64]) -> None:
+    """Encode what is still unknown of several volumes, in shared batches where they share a network.
+
+    A volume may come several times. Raises SourceFailed, NonFiniteSample and SampleOutOfRange; they name the
+    volume where there are several.
+    """
+    asked: dict[int, list[Int64]] = {}
+    for volume, wanted in zip(volumes, voxels, strict=True):
+        asked.setdefault(id(volume), []).append(wanted)
+    nothing = np.empty(0, np.int64)
+    missing = [volume.unknown(np.concatenate(asked.pop(id(volume), [nothing]))) for volume in volumes]
+    scans, sizes = [volume.scan for volume in volumes], [len(new) for new in missing]
+    found: dict[int, Tensor] = {}
+    for batch in batches(scans, missing):
+        values = batch.features()
+        for owner, own, numbers in shares(batch.rows, sizes):
+            with naming(owner, scans):
+                check(values[own], missing[owner][numbers], scans[owner])
+            if owner not in found:
+                found[owner] = values.new_empty(sizes[owner], values.shape[1])
+            found[owner][torch.from_numpy(numbers).to(values.device)] = values[own]
+    for owner, values in found.items():
+        volumes[owner].keep(missing[owner], values)
+
+
+class Field(ABC):
     """E in a layout: keys in, entries out, counted."""
 
     def __init__(self, voxels: EncodedVoxels, layout: Layout) -> None:
-        self._encoded, self._layout = voxels, layout
-        self._keys = np.empty(0, np.int64)
+        self.encoded, self._layout = voxels, layout
         self._samples = 0
+        self._keys = np.empty(0, np.int64)  # counted: distinct and ascending
+        self._waiting: list[Int64] = []
+        self._waiting_keys = 0
 
+    @abstractmethod
     def __call__(self, keys: Int64) -> Float64[Tensor, "..."]:
-        """The entries at keys of any shape, in the same shape."""
-        entries = self._layout.entries(keys.ravel())
-        values = self._encoded.entries(linear_voxels(entries, self._layout), entries[:, 3])
-        self._samples += keys.size
-        self._keys = np.union1d(self._keys, keys)
-        return values.reshape(keys.shape)
+        """What stands at keys of any shape."""
+
+    def voxels(self, keys: Int64) -> Int64:
+        """The linear voxels that keys of any shape read, (m,)."""
+        return self._split(keys)[0]
 
     @property
     def counts(self) -> Counts:
         """Of everything that was asked so far."""
-        return Counts(self._samples, len(self._keys), len(self._encoded))
+        self._count_waiting()
+        return Counts(self._samples, len(self._keys), len(self.encoded))
+
+    def _split(self, keys: Int64) -> tuple[Int64, Int64]:
+        """The voxels and the features that keys read."""
+        if self._layout.padded == self._layout.shape:
+            voxels, features = np.divmod(keys.ravel(), self._layout.features)
+            return voxels, features
+        entries = self._layout.entries(keys.ravel())
+        return linear_voxels(entries, self._layout), entries[:, 3]
+
+    def _count(self, keys: Int64) -> None:
+        self._samples += keys.size
+        self._waiting.append(keys.flatten())
+        self._waiting_keys += keys.size
+        if self._waiting_keys > COUNTED_AT_ONCE + len(self._keys):
+            self._count_waiting()
+
+    def _count_waiting(self) -> None:
+        if self._waiting:
+            self._keys = np.unique(np.concatenate([self._keys, *self._waiting]))
+            self._waiting, self._waiting_keys = [], 0
+
+
+class SampledField(Field):
+    """E as a scalar at each entry (z, y, x, feature) of a layout."""
+
+    def __call__(self, keys: Int64) -> Float64[Tensor, "..."]:
+        """The entries at keys of any shape, in the same shape."""
+        values = self.encoded.entries(*self._split(keys))
+        self._count(keys)
+        return values.reshape(keys.shape)
+
+
+class BlockField(Field):
+    """E as a vector at each voxel of a spatial layout (`Layout.spatial`): all features at once.
+
+    Raises InvalidShape for a layout that splits features.
+    """
+
+    def __init__(self, voxels: EncodedVoxels, layout: Layout) -> None:
+        if layout.padded[3] != 1:
+            raise InvalidShape(
+                f"blocks need a layout of voxels alone, not one of {layout.padded[3]} features"
+            )
+        super().__init__(voxels, layout)
+
+    def __call__(self, keys: Int64) -> Float64[Tensor, "... f"]:
+        """The features at keys of any shape, in the same shape and one axis more."""
+        values = self.encoded.features(self.voxels(keys))
+        self._count(keys)
+        return values.reshape(*keys.shape, -1)
+
+
+class FieldBatch:
+    """Fields of several volumes, asked together: row b of the keys is for volume b.
+
+    New voxels of all volumes are encoded in shared batches where volumes share a network. What an error says
+    names the volume, where there are several.
+    """
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        self.fields = tuple(fields)
+
+    def __call__(self, keys: Int64) -> Float64[Tensor, "b ..."]:
+        """What stands at keys (b, ...), volume by volume. Raises InvalidShape for another number of rows."""
+        if len(keys) != len(self.fields):
+            raise InvalidShape(f"{len(keys)} rows of keys for {len(self.fields)} volumes")
+        pairs = list(zip(self.fields, keys, strict=True))
+        encode_together([field.encoded for field in self.fields], [field.voxels(row) for field, row in pairs])
+        return torch.stack([field(row) for field, row in pairs])
+
+    @property
+    def counts(self) -> tuple[Counts, ...]:
+        """Of each volume."""
+        return tuple(field.counts for field in self.fields)
 
 
 def linear_voxels(entries: Int64, layout: Layout) -> Int64:
     """Linear voxel indices of (z, y, x, ...) rows."""
     _, Y, X, _ = layout.shape
     return np.asarray((entries[:, 0] * Y + entries[:, 1]) * X + entries[:, 2], np.int64)
-
-
-def _plain(index: Int64) -> tuple[int, ...]:
-    return tuple(index.tolist())

@@ -26,10 +26,10 @@ class Waves:
         self.shape, self.channels = shape, channels
 
     def cubes(self, origins, size):
-        cubes = np.empty((len(origins), self.channels, size, size, size), np.int16)
-        steps = np.arange(size)
+        cubes = np.empty((len(origins), self.channels, *size), np.int16)
+        Z, Y, X = map(np.arange, size)
         for row, (z, y, x) in zip(cubes, origins, strict=True):
-            key = ((z + steps)[:, None, None] * 7919 + (y + steps)[:, None] * 104729 + x + steps) % 2003
+            key = ((z + Z)[:, None, None] * 7919 + (y + Y)[:, None] * 104729 + x + X) % 2003
             row[:] = 1000 * np.sin(key * np.arange(1, self.channels + 1)[:, None, None, None])
         return cubes
 
