@@ -52,7 +52,7 @@ class ArraySource:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return self.volume.shape[1:]  # type: ignore[return-value]
+        return self.volume.shape[1:]
 
     @property
     def channels(self) -> int:
