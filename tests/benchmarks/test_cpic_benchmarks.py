@@ -137,9 +137,11 @@ def test_the_best_error_is_that_of_a_truncated_svd() -> None:
 
 
 def test_gradients_are_exact_for_fixed_indices() -> None:
-    result = cpic_gradient.run(ranks=(7,), seeds=(0,))
+    result = cpic_gradient.run(ranks=(7,), seeds=(0,), volume=16)
     assert result["worst_ours_7_to_10"] < 1e-6
     assert result["worst_fixed_index"] < 1e-9
+    assert result["index_batching"] < 1e-12
+    assert 0 < result["index_batching_cubes"] <= 16**3
     json.dumps(result, allow_nan=False)
     assert "fixed_index" in shown(cpic_gradient, result)
 
