@@ -1,27 +1,39 @@
-"""Cross-approximation: choose the fibres that the rest of the tensor is interpolated from. No gradient here.
+"""Cross-approximation: choose the fibres that the rest of the tensor is made from. No gradient here.
 
 Alternating half-sweeps (Oseledets & Tyrtyshnikov, TT-cross approximation, 2010): with the suffixes K_k held,
 a pass from left to right looks at V_k = E(J_{k-1} x [n_k] x K_k), takes rows of maximal volume of its left
 unfolding, and their (prefix, index) pairs become J_k; then the same from right to left.
+
+Two things go beyond that, and cost no more code. *Block* cross-approximation: a sample may be a vector, all
+features of a voxel; prefixes and suffixes are then of voxels alone, and the features are further columns of
+the unfolding, in both directions. *Oversampling*: sets may be larger than the rank; rows are then those of a
+rectangular maxvol on the leading directions of V_k, and cores are fitted to all samples by least squares.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import count
+from math import prod
 
 import numpy as np
+import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from models.cpic.index_sets import TRIVIAL, IndexSets, block, feasible_ranks
-from models.errors import InvalidShape
-from models.tt.maxvol import RANK_TOLERANCE, maxvol
+from models.errors import InvalidShape, NonFiniteSample
+from models.tt.maxvol import RANK_TOLERANCE, dominant_rows
 from models.tt.qtt import Layout
 from models.types import Int64, Report
 
 Sample = Callable[[Int64], Float64[Tensor, "..."]]
-"""Keys of any shape to the tensor's entries in the same shape."""
+"""Keys of any shape to entries in the same shape, or with one more axis: all features of a voxel."""
+
+
+Choose = Callable[[Tensor, int], Int64]
+"""An unfolding (..., n, m) and a number to that many of its rows, (..., number), or to fewer."""
 
 
 def ignore(phase: str, done: int, total: int | None) -> None:
@@ -33,6 +45,7 @@ def cross(
     layout: Layout,
     start: IndexSets,
     *,
+    rank: int | None = None,
     sweeps: int = 2,
     seed: int = 0,
     rank_tolerance: float = RANK_TOLERANCE,
@@ -41,51 +54,99 @@ def cross(
     """Nested index sets of the sizes of `start`, whose suffixes they are found from.
 
     Half-sweeps LR, then RL and LR for each further sweep: a cold start needs two sweeps; earlier sets (of the
-    same scan, or of one like it) need one. Where the samples at a bond have a lower rank than the bond, the
-    places that maxvol leaves are taken by random rows (`seed`): an unlucky start in empty space is left
-    behind, and `interpolate` cuts what remains without meaning. Singular values below `rank_tolerance` times
-    the largest count as zero.
-    Raises InvalidShape for sizes that a bond cannot carry.
+    same scan, or of one like it) need one. `rank` is the rank that is aimed at: smaller than the sizes where
+    bonds are oversampled, and equal to them if it is not given. For batched sets the leading axes of the
+    sampled keys are the batch's, and everything is found for all volumes together, each as if it were alone.
+    Where the samples at a bond have a lower rank than the bond, the places left over are taken by random rows
+    (`seed`): an unlucky start in empty space is left behind, and interpolation cuts what remains without
+    meaning. Singular values below `rank_tolerance` times the largest count as zero.
+    Raises InvalidShape for sizes that a bond cannot carry, and NonFiniteSample.
     """
     if sweeps < 1:
         raise InvalidShape(f"cross-approximation needs at least one sweep, not {sweeps}")
     for bond, (asked, most) in enumerate(
-        zip(start.ranks, feasible_ranks(layout.modes, start.ranks), strict=True)
+        zip(start.sizes, feasible_ranks(layout.modes, start.sizes), strict=True)
     ):
         if asked > most:
             raise InvalidShape(f"bond {bond}: {asked} suffixes, but it can carry a rank of {most} at most")
-    generator = np.random.default_rng(seed)
-    steps = count(1)
-
-    def choose(V: Float64[Tensor, "n r"]) -> Int64:
-        rows = _rows(V, rank_tolerance, generator)
-        report("sampling", next(steps), (2 * sweeps - 1) * len(start.right))
-        return rows
-
-    sets = _rightward(sample, layout, start, choose)
+    steps, total = count(1), (2 * sweeps - 1) * len(start.right)
+    choose = Chooser(
+        rank, rank_tolerance, np.random.default_rng(seed), lambda: report("sampling", next(steps), total)
+    )
+    sets = rightward(sample, layout, start, choose)
     for _ in range(sweeps - 1):
-        sets = _rightward(sample, layout.mirrored(), sets.mirrored(), choose).mirrored()
-        sets = _rightward(sample, layout, sets, choose)
+        sets = leftward(sample, layout, sets, choose)
+        sets = rightward(sample, layout, sets, choose)
     return sets
 
 
-def _rightward(
-    sample: Sample, layout: Layout, sets: IndexSets, choose: Callable[[Float64[Tensor, "n r"]], Int64]
-) -> IndexSets:
-    """One half-sweep: J_k = the chosen (prefix, index) pairs of J_{k-1} x [n_k], from left to right."""
-    prefixes, left = TRIVIAL, []
-    for core, suffixes in enumerate(sets.right):
-        V = sample(block(prefixes, layout.digits(core), suffixes))
-        pairs = prefixes[:, None] + layout.digits(core)
-        prefixes = pairs.ravel()[choose(V.reshape(pairs.size, -1))]
-        left.append(prefixes)
-    return IndexSets(tuple(left), sets.right)
+@dataclass(frozen=True)
+class Chooser:
+    """How rows are chosen from an unfolding; `stepped` is called after each."""
 
+    rank: int | None
+    rank_tolerance: float
+    generator: np.random.Generator
+    stepped: Callable[[], None]
 
-def _rows(V: Float64[Tensor, "n r"], rank_tolerance: float, generator: np.random.Generator) -> Int64:
-    """r rows: those of maximal volume, and random ones where the rank is lower than r."""
-    rows = maxvol(V, rank_tolerance=rank_tolerance).rows
-    if (missing := V.shape[1] - len(rows)) == 0:
+    def __call__(self, V: Float64[Tensor, "*batch n m"], size: int) -> Int64:
+        """`size` rows of maximal volume, (..., size)."""
+        rank = size if self.rank is None else min(self.rank, size)
+        noise = torch.from_numpy(self.generator.standard_normal((V.shape[-2], rank)))
+        rows = dominant_rows(V, size, rank=rank, rank_tolerance=self.rank_tolerance, noise=noise)
+        self.stepped()
         return rows
-    others = np.setdiff1d(np.arange(len(V)), rows)
-    return np.concatenate([rows, generator.permutation(others)[:missing]])
+
+
+def rightward(sample: Sample, layout: Layout, sets: IndexSets, choose: Choose) -> IndexSets:
+    """One half-sweep from left to right: prefixes J_k, as many as suffixes K_k.
+
+    Where samples are vectors of c features, bonds near the right end carry more than their suffixes say:
+    there are as many prefixes as before, up to the c n_{k+1} ... n_d entries that a prefix stands for.
+    """
+
+    def size(core: int, before: int, features: int) -> int:
+        behind = features * prod(layout.modes[core + 1 :])
+        return int(max(sets.right[core].shape[-1], min(before, behind)))
+
+    return IndexSets(_half_sweep(sample, layout, sets, size, choose), sets.right)
+
+
+def leftward(sample: Sample, layout: Layout, sets: IndexSets, choose: Choose) -> IndexSets:
+    """One half-sweep from right to left: suffixes K_k, as many as prefixes J_k where there are so many."""
+    mirrored = sets.mirrored()
+
+    def size(core: int, before: int, features: int) -> int:
+        return int(mirrored.right[core].shape[-1])
+
+    return IndexSets(
+        _half_sweep(sample, layout.mirrored(), mirrored, size, choose), mirrored.right
+    ).mirrored()
+
+
+def _half_sweep(
+    sample: Sample, layout: Layout, sets: IndexSets, size: Callable[[int, int, int], int], choose: Choose
+) -> tuple[Int64, ...]:
+    """J_k = the chosen (prefix, index) pairs of J_{k-1} x [n_k]; how many, `size` says."""
+    prefixes, left = np.broadcast_to(TRIVIAL, (*sets.batch, 1)), []
+    for core, suffixes in enumerate(sets.right):
+        digits = layout.digits(core)
+        keys = block(prefixes, digits, suffixes)
+        V = looked_at(sample, keys, layout)
+        pairs = (prefixes[..., :, None] + digits).reshape(*sets.batch, -1)
+        wanted = size(core, prefixes.shape[-1], V.numel() // keys.size)
+        rows = choose(V.reshape(*pairs.shape, -1), min(wanted, pairs.shape[-1]))
+        prefixes = np.take_along_axis(pairs, rows, axis=-1)
+        left.append(prefixes)
+    return tuple(left)
+
+
+def looked_at(sample: Sample, keys: Int64, layout: Layout) -> Tensor:
+    """The samples at keys. Raises NonFiniteSample, naming the voxel."""
+    values = sample(keys)
+    if not bool(torch.isfinite(values.sum())) and not bool((finite := torch.isfinite(values)).all()):
+        at = int(finite.reshape(keys.size, -1).all(dim=1).int().argmin())
+        entry = layout.entries(keys.reshape(-1)[at : at + 1])[0]
+        bad = values.reshape(keys.size, -1)[at]
+        raise NonFiniteSample(tuple(entry[:3].tolist()), float(bad[~torch.isfinite(bad)][0]))
+    return values

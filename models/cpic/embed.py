@@ -17,8 +17,9 @@ from models.cpic.certificate import Certificate, certify
 from models.cpic.cross import cross, ignore
 from models.cpic.encoder import ENCODERS, Encoder, IntensityStatistics
 from models.cpic.field import ENCODE_BATCH, FETCH_BYTES, Counts, EncodedVoxels, SampledField, linear_voxels
+from models.cpic.forward_set import ForwardSet
 from models.cpic.index_sets import IndexSets, feasible_ranks, nested_samples, random_start
-from models.cpic.interpolate import ForwardSet, interpolate
+from models.cpic.interpolate import interpolate
 from models.errors import InvalidConfig, InvalidShape
 from models.tt.qtt import LAYOUTS, ORDERS, Layout, make_layout
 from models.tt.train import TensorTrain

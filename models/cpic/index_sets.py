@@ -1,4 +1,7 @@
-"""Which fibres of the tensor are looked at: nested sets of prefixes and suffixes."""
+"""Which fibres of the tensor are looked at: nested sets of prefixes and suffixes.
+
+Keys may have leading batch axes: sets of several volumes with the same layout and the same sizes go together.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ TRIVIAL = np.zeros(1, np.int64)
 
 @dataclass(frozen=True, eq=False)
 class IndexSets:
-    """For each inner bond k the keys of r_k prefixes, `left[k]` = J_k, and suffixes, `right[k]` = K_k.
+    """For each inner bond k the keys of prefixes, `left[k]` = J_k, and of suffixes, `right[k]` = K_k.
 
-    Prefixes cover the modes up to core k, suffixes those from core k + 1. J is nested when each prefix of
-    J_k continues one of J_{k-1}, K when each suffix of K_k ends in one of K_{k+1}.
+    Both have shape (..., size). Prefixes cover the modes up to core k, suffixes those from core k + 1. J is
+    nested when each prefix of J_k continues one of J_{k-1}, K when each suffix of K_k ends in one of K_{k+1}.
     """
 
     left: tuple[Int64, ...]
@@ -35,7 +38,7 @@ class IndexSets:
         return self.right[core] if core < len(self.right) else TRIVIAL
 
     def block(self, layout: Layout, core: int) -> Int64:
-        """The keys of J_{k-1} x [n_k] x K_k, (r_{k-1}, n_k, r_k): all that core k is made from."""
+        """The keys of J_{k-1} x [n_k] x K_k, (..., p, n_k, q): all that core k is made from."""
         return block(self.prefixes(core), layout.digits(core), self.suffixes(core))
 
     def mirrored(self) -> IndexSets:
@@ -43,19 +46,31 @@ class IndexSets:
         return IndexSets(self.right[::-1], self.left[::-1])
 
     @property
-    def ranks(self) -> tuple[int, ...]:
+    def sizes(self) -> tuple[int, ...]:
         """Sizes of the suffix sets, bond by bond."""
-        return tuple(len(suffixes) for suffixes in self.right)
+        return tuple(suffixes.shape[-1] for suffixes in self.right)
 
     @property
-    def square(self) -> bool:
-        """Whether each bond has as many prefixes as suffixes, as interpolation needs."""
-        return all(len(J) == len(K) for J, K in zip(self.left, self.right, strict=True))
+    def batch(self) -> tuple[int, ...]:
+        """The batch axes' sizes; () for one volume."""
+        return self.right[0].shape[:-1] if self.right else ()
+
+    def of(self, volume: int) -> IndexSets:
+        """The sets of one volume of a batch."""
+        return IndexSets(tuple(J[volume] for J in self.left), tuple(K[volume] for K in self.right))
+
+    @classmethod
+    def batched(cls, sets: Sequence[IndexSets]) -> IndexSets:
+        """Sets of several volumes, of equal sizes, as one batch."""
+        return cls(
+            tuple(np.stack(J) for J in zip(*(each.left for each in sets), strict=True)),
+            tuple(np.stack(K) for K in zip(*(each.right for each in sets), strict=True)),
+        )
 
 
 def block(prefixes: Int64, digits: Int64, suffixes: Int64) -> Int64:
-    """All sums of a prefix, a digit and a suffix: (prefixes, digits, suffixes)."""
-    return prefixes[:, None, None] + digits[:, None] + suffixes
+    """All sums of a prefix, a digit and a suffix: (..., prefixes, digits, suffixes)."""
+    return prefixes[..., :, None, None] + digits[:, None] + suffixes[..., None, None, :]
 
 
 def feasible_ranks(modes: Sequence[int], ranks: int | Sequence[int]) -> tuple[int, ...]:

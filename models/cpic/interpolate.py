@@ -1,7 +1,14 @@
-"""From fibres to cores: T = C_1 G_1^-1 C_2 ... G_{d-1}^-1 C_d, differentiable with fixed indices."""
+"""Interpolation: cores from fibres, differentiable with fixed indices.
+
+    T = C_1 G_1^-1 C_2 G_2^-1 ... C_d,   C_k = E(J_{k-1} x [n_k] x K_k),   G_k = E(J_k x K_k),
+
+by LU solves, never by least squares or a pseudo-inverse, whose derivative loses the cube of the condition
+number. Against its own block a cross has maximal volume, so that C_k G_k^-1 has no entry above the tolerance.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,50 +16,11 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from models.cpic.index_sets import TRIVIAL, IndexSets
+from models.cpic.forward_set import ForwardSet, gathered
 from models.errors import InvalidShape
 from models.tt.maxvol import RANK_TOLERANCE, maxvol
-from models.tt.qtt import Layout
 from models.tt.train import TensorTrain
 from models.types import Int64
-
-
-@dataclass(frozen=True, eq=False)
-class ForwardSet:
-    """The samples that an interpolant is made from, each once.
-
-    `keys` (n,) are distinct and ascending. `blocks[k]` (r_{k-1}, n_k, r_k) and `crosses[k]` (r_k, r_k) say
-    where in `keys` the entries of C_k = E(J_{k-1} x [n_k] x K_k) and G_k = E(J_k x K_k) stand.
-    """
-
-    keys: Int64
-    blocks: tuple[Int64, ...]
-    crosses: tuple[Int64, ...]
-
-    @classmethod
-    def of(cls, layout: Layout, sets: IndexSets) -> ForwardSet:
-        """The forward set of index sets. Raises InvalidShape where a bond is not square or not nested."""
-        for bond, (J, K) in enumerate(zip(sets.left, sets.right, strict=True)):
-            if len(J) != len(K):
-                raise InvalidShape(f"bond {bond}: {len(J)} prefixes, but {len(K)} suffixes")
-        blocks = [sets.block(layout, core) for core in range(len(layout.modes))]
-        crosses = [J[:, None] + K for J, K in zip(sets.left, sets.right, strict=True)]
-        keys = np.unique(np.concatenate([block.ravel() for block in blocks]))
-        for bond, cross in enumerate(crosses):
-            if not np.isin(cross, blocks[bond]).all():
-                raise InvalidShape(f"bond {bond}: its prefixes do not continue those before")
-            if not np.isin(cross, blocks[bond + 1]).all():
-                raise InvalidShape(f"bond {bond}: its suffixes do not continue those after")
-        return cls(
-            keys,
-            tuple(np.searchsorted(keys, block) for block in blocks),
-            tuple(np.searchsorted(keys, cross) for cross in crosses),
-        )
-
-    @property
-    def samples(self) -> int:
-        """Samples with repetition: the entries of all blocks."""
-        return sum(block.size for block in self.blocks)
 
 
 def interpolate(
@@ -60,42 +28,91 @@ def interpolate(
 ) -> TensorTrain:
     """The train that agrees with the samples, `values` of `forward.keys`, on the fibres that it is made from.
 
-    Cores are C_k G_k^-1 by an LU solve, never by least squares or a pseudo-inverse, whose derivative loses
-    the cube of the condition number. Gradients with respect to `values` are exact for fixed indices.
-    Where a cross G_k has numerical rank below its size, its bond is cut to rows and columns that carry it,
-    and T agrees with the samples as far as the tolerance goes; where it is zero, a rank of 1 remains, and T
-    is zero.
+    Cores are C_k G_k^-1. Gradients with respect to `values` are exact for fixed indices. Where a cross G_k
+    has numerical rank below its size, its bond is cut to rows and columns that carry it (in a batch: filled
+    up with zeros), and T agrees with the samples as far as the tolerance goes; where it is zero, T is zero.
+    Raises InvalidShape where a bond has more suffixes than prefixes or fewer.
     """
-    crosses = [values[_on(cross, values)] for cross in forward.crosses]
-    kept = [_pivots(G.detach(), rank_tolerance) for G in crosses]
-    rows = [TRIVIAL] + [rows for rows, _ in kept]
-    columns = [columns for _, columns in kept] + [TRIVIAL]
-    cores = [
-        values[_on(block[J][:, :, K], values)]
-        for block, J, K in zip(forward.blocks, rows, columns, strict=True)
-    ]
-    for bond, (G, (J, K)) in enumerate(zip(crosses, kept, strict=True)):
-        cores[bond] = _divided(cores[bond], G[J][:, K])
+    for bond, cross in enumerate(forward.crosses):
+        if cross.shape[-1] != cross.shape[-2]:
+            raise InvalidShape(f"bond {bond}: {cross.shape[-2]} prefixes, but {cross.shape[-1]} suffixes")
+    cores: list[Tensor] = [gathered(values, block) for block in forward.blocks]
+    cuts = _cuts([gathered(values.detach(), cross) for cross in forward.crosses], rank_tolerance)
+    crosses = [gathered(values, cross) for cross in forward.crosses]
+    for bond, cut in cuts.items():
+        crosses[bond] = torch.where(cut.inside, crosses[bond], cut.pairing)
+        cores[bond] = cores[bond] * cut.columns[..., None, None, :]
+        cores[bond + 1] = cores[bond + 1] * cut.rows[..., :, None, None]
+    for members in _alike(cross_and_core for cross_and_core in zip(crosses, cores[:-1], strict=True)):
+        G = torch.stack([crosses[bond] for bond in members])
+        C = torch.stack([cores[bond] for bond in members])
+        quotients = torch.linalg.solve(G, C.reshape(*G.shape[:-2], -1, G.shape[-1]), left=False)
+        for bond, quotient in zip(members, quotients.reshape(C.shape).unbind(), strict=True):
+            cores[bond] = quotient
+    if not cores[0].shape[:-3]:
+        for bond, cut in cuts.items():
+            kept = torch.nonzero(cut.kept)[:, 0]
+            cores[bond] = cores[bond][..., kept]
+            cores[bond + 1] = cores[bond + 1][kept]
     return TensorTrain(tuple(cores))
 
 
-def _on(positions: Int64, values: Tensor) -> Tensor:
-    return torch.from_numpy(positions).to(values.device)
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """What is left of a rank-deficient cross: `rows` and `columns` (..., r) are 1 where they are kept.
+
+    The others are paired off with ones, so that the cross can be solved with and T does not see them. `kept`
+    are the rows, but at least one, so that a bond remains.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    inside: Tensor
+    pairing: Tensor
+    kept: Tensor
+
+
+def _cuts(crosses: Sequence[Tensor], rank_tolerance: float) -> dict[int, _Cut]:
+    """The cuts at the bonds that need one."""
+    cuts = {}
+    for members in _alike((G,) for G in crosses):
+        s = torch.linalg.svdvals(torch.stack([crosses[bond] for bond in members]))
+        deficient = (s[..., -1] <= rank_tolerance * s[..., 0]).reshape(len(members), -1).any(dim=1)
+        for bond, cut in zip(members, deficient.tolist(), strict=True):
+            if cut:
+                cuts[bond] = _cut(crosses[bond], rank_tolerance)
+    return cuts
+
+
+def _cut(G: Float64[Tensor, "*batch r r"], rank_tolerance: float) -> _Cut:
+    size = G.shape[-1]
+    rows, columns = np.zeros((2, *G.shape[:-1]))
+    pairing = np.zeros(tuple(G.shape))
+    for at in np.ndindex(*G.shape[:-2]):
+        J, K = _pivots(G[at], rank_tolerance)
+        rows[at][J], columns[at][K] = 1, 1
+        others = np.setdiff1d(np.arange(size), J), np.setdiff1d(np.arange(size), K)
+        pairing[at][others] = 1
+    kept = rows.copy()
+    kept[..., 0] = np.where(rows.any(axis=-1), rows[..., 0], 1)
+    to_device = [torch.from_numpy(part).to(G.device) for part in (rows, columns, pairing, kept)]
+    row, column, paired, keep = to_device
+    return _Cut(row, column, (row[..., :, None] * column[..., None, :]).bool(), paired, keep)
 
 
 def _pivots(G: Float64[Tensor, "r r"], rank_tolerance: float) -> tuple[Int64, Int64]:
-    """Rows and columns that span G: all of them for full rank, and at least one."""
+    """Rows and columns that span G: all of them for full rank, none for zeros."""
     rows = maxvol(G, rank_tolerance=rank_tolerance).rows
     if len(rows) == len(G):
         return np.arange(len(G)), np.arange(len(G))
     if len(rows) == 0:
-        return TRIVIAL, TRIVIAL
+        return rows, rows
     return rows, maxvol(G[rows].T, rank_tolerance=0.0).rows
 
 
-def _divided(C: Float64[Tensor, "l n r"], G: Float64[Tensor, "r r"]) -> Float64[Tensor, "l n r"]:
-    """C G^-1; zero where G is."""
-    if not bool(G.any()):
-        return torch.zeros_like(C)
-    quotient: Tensor = torch.linalg.solve(G, C.reshape(-1, len(G)), left=False)
-    return quotient.reshape(C.shape)
+def _alike(groups: Iterable[tuple[Tensor, ...]]) -> Iterable[list[int]]:
+    """The numbers of the tuples whose tensors have equal shapes, together."""
+    found: dict[tuple[torch.Size, ...], list[int]] = {}
+    for number, tensors in enumerate(groups):
+        found.setdefault(tuple(tensor.shape for tensor in tensors), []).append(number)
+    return found.values()

@@ -1,4 +1,12 @@
-"""Rows of (nearly) maximal volume (Goreinov et al., How to Find a Good Submatrix, 2010)."""
+"""Rows of (nearly) maximal volume (Goreinov et al., How to Find a Good Submatrix, 2010), for many matrices.
+
+Square: as many rows as the rank, found by exchanges that each multiply the volume. Rectangular: further rows,
+each the one that multiplies the volume of the (then tall) submatrix most (Mikhalev & Oseledets, Rectangular
+maximum-volume submatrices and their applications, 2018).
+
+Which rows to take is a discrete question about small matrices, and its answer is needed on the host, where
+the keys of samples are: matrices come from the device once, and the search is numpy's. No gradient here.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +15,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.errors import InvalidShape
 from models.types import Int64
 
+Matrices = NDArray[np.float64]
+"""(b, n, m): b matrices of n rows and m columns."""
+
 TOLERANCE = 1.05
 RANK_TOLERANCE = 1e-13
 """For float64 samples. On analytic functions 1e-12 cuts away digits that interpolation can still use."""
+SPARE = 4
+"""Directions that subspace iteration follows beyond twice the rank."""
+ITERATIONS = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,41 +58,150 @@ def maxvol(
         raise InvalidShape(f"maxvol needs a non-empty matrix, not shape {tuple(matrix.shape)}")
     if not bool(torch.isfinite(matrix).all()):
         raise InvalidShape(f"maxvol needs finite entries; this {tuple(matrix.shape)} matrix has others")
-    basis = column_basis(matrix, rank_tolerance)
-    if basis.shape[1] == 0:
-        return Maxvol(np.empty(0, np.int64), basis)
-    rows = _lu_rows(basis)
-    coefficients = torch.linalg.solve(basis[rows], basis, left=False)
-    return _exchange(rows, coefficients, tolerance)
-
-
-def column_basis(matrix: Float64[Tensor, "n m"], rank_tolerance: float) -> Float64[Tensor, "n r"]:
-    """An orthonormal basis of the columns; r is the numerical rank."""
-    q, r = torch.linalg.qr(matrix)
+    q, r = torch.linalg.qr(matrix.detach().cpu())
     u, s, _ = torch.linalg.svd(r, full_matrices=False)
     rank = int((s > rank_tolerance * s[0]).sum())
-    basis: Tensor = q @ u[:, :rank]
+    if rank == 0:
+        return Maxvol(np.empty(0, np.int64), matrix.new_empty(len(matrix), 0))
+    rows, coefficients = _dominant((q @ u[:, :rank])[None], tolerance)
+    return Maxvol(rows[0], torch.from_numpy(coefficients[0]).to(matrix.device))
+
+
+def dominant_rows(
+    matrices: Float64[Tensor, "*batch n m"],
+    count: int,
+    *,
+    rank: int | None = None,
+    rank_tolerance: float = RANK_TOLERANCE,
+    noise: Float64[Tensor, "n rank"] | None = None,
+    tolerance: float = TOLERANCE,
+) -> Int64:
+    """`count` rows (..., count) of each matrix that carry the `rank` leading directions of its columns.
+
+    `rank` is at most `count`, and as large if it is not given; the rows beyond it are those of a rectangular
+    maxvol. Where a matrix has a lower numerical rank, the places left over follow `noise` (n, rank):
+    its columns, scaled to `rank_tolerance` times the matrix's norm, stand in for the ones that
+    are missing, so that an empty matrix gives rows as random as the noise.
+    """
+    *batch, n, m = matrices.shape
+    rank = min(count, n) if rank is None else min(rank, count, n)
+    if count > n:
+        raise InvalidShape(f"{count} rows were asked for, but the matrix has {n}")
+    basis = _basis(matrices.detach().reshape(-1, n, m), rank, rank_tolerance, noise)
+    rows, coefficients = _dominant(basis, tolerance)
+    if count > rank:
+        rows = _extended(rows, coefficients, count)
+    return rows.reshape(*batch, count)
+
+
+def _basis(matrices: Tensor, rank: int, rank_tolerance: float, noise: Tensor | None) -> Tensor:
+    """Orthonormal bases (b, n, rank) of the leading directions of the columns, on the host."""
+    if matrices.shape[2] > rank:
+        u, s, _ = leading(matrices, rank)
+        columns = (u * s[:, None, :]).cpu()
+    else:
+        columns = matrices.cpu()
+    if columns.shape[2] < rank:
+        columns = torch.nn.functional.pad(columns, (0, rank - columns.shape[2]))
+    if noise is not None:
+        scale = rank_tolerance * columns.flatten(1).norm(dim=1)
+        columns = columns + torch.where(scale > 0, scale, 1.0)[:, None, None] * noise
+    basis: Tensor = torch.linalg.qr(columns)[0]
     return basis
 
 
-def _lu_rows(basis: Float64[Tensor, "n r"]) -> Int64:
+def leading(
+    matrices: Float64[Tensor, "*batch n m"], rank: int
+) -> tuple[Float64[Tensor, "*batch n r"], Float64[Tensor, "*batch r"], Float64[Tensor, "*batch m r"]]:
+    """The leading part (U, s, V) of a singular value decomposition, A ~ U diag(s) V^T.
+
+    Exact where the smaller side is short; else by subspace iteration from a fixed random start (Halko,
+    Martinsson & Tropp 2011, Algorithms 4.4 and 5.1).
+    """
+    n, m = matrices.shape[-2:]
+    if min(n, m) <= (width := 2 * rank + SPARE):
+        u, s, v = _thin_svd(matrices)
+    else:
+        start = torch.from_numpy(np.random.default_rng((m, width)).standard_normal((m, width)))
+        q = torch.linalg.qr(matrices @ start.to(matrices.device))[0]
+        for _ in range(ITERATIONS):
+            q = torch.linalg.qr(matrices @ torch.linalg.qr(matrices.mT @ q)[0])[0]
+        u, s, v = _thin_svd(q.mT @ matrices)
+        u = q @ u
+    return u[..., :rank], s[..., :rank], v[..., :rank]
+
+
+def numerical_rank(matrix: Float64[Tensor, "n m"], tolerance: float) -> int:
+    """How many singular values exceed `tolerance` times the largest; 0 for a matrix of zeros."""
+    long = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
+    s = torch.linalg.svdvals(torch.linalg.qr(long.detach())[1])
+    return int((s > tolerance * s[0]).sum())
+
+
+def _thin_svd(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(U, s, V) by a QR of the long side first."""
+    if matrices.shape[-2] < matrices.shape[-1]:
+        v, s, u = _thin_svd(matrices.mT)
+        return u, s, v
+    q, r = torch.linalg.qr(matrices)
+    u, s, vh = torch.linalg.svd(r, full_matrices=False)
+    return q @ u, s, vh.mT
+
+
+def _dominant(bases: Tensor, tolerance: float) -> tuple[Int64, Matrices]:
+    """Rows (b, r) of orthonormal bases (b, n, r), and the coefficients (b, n, r) of all rows in them."""
+    rows = _lu_rows(bases)
+    chosen = torch.take_along_dim(bases, torch.from_numpy(rows)[:, :, None], 1)
+    coefficients = torch.linalg.solve(chosen, bases, left=False)
+    return _exchange(rows, coefficients.numpy(), tolerance)
+
+
+def _lu_rows(bases: Tensor) -> Int64:
     """The rows that partial pivoting brings to the top."""
-    _, pivots = torch.linalg.lu_factor(basis)
-    order = np.arange(len(basis))
-    for i, pivot in enumerate(pivots.tolist()):
-        order[[i, pivot - 1]] = order[[pivot - 1, i]]
-    return order[: basis.shape[1]]
+    _, n, r = bases.shape
+    rows = []
+    for pivots in torch.linalg.lu_factor(bases)[1].tolist():
+        order = list(range(n))
+        for i, pivot in enumerate(pivots):
+            order[i], order[pivot - 1] = order[pivot - 1], order[i]
+        rows.append(order[:r])
+    return np.array(rows)
 
 
-def _exchange(rows: Int64, coefficients: Float64[Tensor, "n r"], tolerance: float) -> Maxvol:
+def _exchange(rows: Int64, C: Matrices, tolerance: float) -> tuple[Int64, Matrices]:
     """Exchange rows until every coefficient is within the tolerance; each exchange is a rank-1 update."""
-    rows, C = rows.copy(), coefficients
-    for _ in range(100 + 10 * C.shape[1]):  # far above what was ever needed: rounding cannot make it cycle
-        i, j = divmod(int(C.abs().argmax()), C.shape[1])
-        if abs(float(C[i, j])) <= tolerance:
+    b, _, r = C.shape
+    for _ in range(100 + 10 * r):  # far above what was ever needed: rounding cannot make it cycle
+        largest = np.abs(C).reshape(b, -1).argmax(axis=1)
+        i, j = np.divmod(largest, r)
+        pivot = C[np.arange(b), i, j]
+        if (todo := np.flatnonzero(np.abs(pivot) > tolerance)).size == 0:
             break
-        change = C[i].clone()
-        change[j] -= 1
-        C = C - torch.outer(C[:, j] / C[i, j], change)
-        rows[j] = i
-    return Maxvol(rows, C)
+        i, j, pivot = i[todo], j[todo], pivot[todo]
+        change = C[todo, i]
+        change[np.arange(todo.size), j] -= 1
+        C[todo] -= (C[todo, :, j] / pivot[:, None])[:, :, None] * change[:, None, :]
+        rows[todo, j] = i
+    return rows, C
+
+
+def _extended(rows: Int64, C: Matrices, count: int) -> Int64:
+    """Further rows up to `count`, each of the largest norm in the coefficients of those before.
+
+    Adding row i makes the coefficients C <- [C - C C_i^T C_i / l, C C_i^T / l] with l = 1 + |C_i|^2: their
+    inner products with any row, C C_i^T, are all that is needed, and of those the Gram update.
+    """
+    each = np.arange(len(C))
+    norms = np.square(C).sum(axis=2)
+    norms[each[:, None], rows] = -1  # chosen ones are never chosen again
+    found = [rows]
+    while rows.shape[1] + len(found) - 1 < count:
+        i = norms.argmax(axis=1)
+        products = (C @ C[each, i][:, :, None])[:, :, 0]
+        scale = 1 + np.square(C[each, i]).sum(axis=1)
+        change = products / scale[:, None]
+        C = np.concatenate([C - change[:, :, None] * C[each, i][:, None, :], change[:, :, None]], axis=2)
+        norms -= np.square(products) / scale[:, None]
+        norms[each, i] = -np.inf
+        found.append(i[:, None])
+    return np.concatenate(found, axis=1)

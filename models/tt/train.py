@@ -68,10 +68,18 @@ class TensorTrain:
 
     def at(self, indices: Int64[Tensor, "m d"]) -> Float64[Tensor, "*batch m"]:
         """The entries at many multi-indices. Costs O(m d r^2)."""
+        return self.fibres_at(indices)
+
+    def fibres_at(self, indices: Int64[Tensor, "m k"]) -> Float64[Tensor, "*batch m *rest"]:
+        """All entries whose first k indices are given: (..., m, n_{k+1}, ..., n_d)."""
         rows = self.cores[0].new_ones(*self.batch, len(indices), 1)
-        for k, core in enumerate(self.cores):
+        given = indices.shape[1]
+        for k, core in enumerate(self.cores[:given]):
             rows = torch.einsum("...ml,...lmr->...mr", rows, core[..., indices[:, k], :])
-        return rows[..., 0]
+        for core in self.cores[given:]:
+            rows = rows.flatten(len(self.batch), -2) @ core.flatten(-2)
+            rows = rows.reshape(*self.batch, -1, core.shape[-1])
+        return rows.reshape(*self.batch, len(indices), *self.modes[given:])
 
     def full(self) -> Float64[Tensor, "..."]:
         """Every entry, as a dense tensor of shape (..., *modes): for small tensors."""

@@ -19,8 +19,9 @@ from models.cpic.certificate import (
     certify,
 )
 from models.cpic.cross import cross
+from models.cpic.forward_set import ForwardSet
 from models.cpic.index_sets import random_start
-from models.cpic.interpolate import ForwardSet, interpolate
+from models.cpic.interpolate import interpolate
 from models.errors import InvalidConfig
 from models.tt.qtt import qtt_layout
 

@@ -10,8 +10,9 @@ import torch
 from model_fields import Array, FunctionField, TrainField, blobs, hilbert, random_train
 
 from models.cpic.cross import Sample, cross
+from models.cpic.forward_set import ForwardSet
 from models.cpic.index_sets import IndexSets, feasible_ranks, nested_samples, random_start
-from models.cpic.interpolate import ForwardSet, interpolate
+from models.cpic.interpolate import interpolate
 from models.errors import InvalidShape
 from models.tt.qtt import Layout, qtt_layout, tt_layout
 from models.tt.rounding import tt_svd
@@ -81,7 +82,7 @@ def test_nested_sets_look_at_exactly_as_many_entries_as_the_law_says(layout: Lay
     field = FunctionField(layout, blobs(64))
     _, sets = approximate(field, layout, 7, 3)
     forward = ForwardSet.of(layout, sets)
-    assert (forward.samples, len(forward.keys)) == nested_samples(layout.modes, sets.ranks)
+    assert (forward.samples, len(forward.keys)) == nested_samples(layout.modes, sets.sizes)
     for core, (J, K) in enumerate(zip(sets.left, sets.right, strict=True)):
         assert np.isin(J, sets.prefixes(core)[:, None] + layout.digits(core)).all()
         assert np.isin(K, layout.digits(core + 1)[:, None] + sets.suffixes(core + 1)).all()
@@ -169,8 +170,8 @@ def test_ranks_are_capped_to_what_bonds_carry() -> None:
     assert feasible_ranks((4, 4, 4), (3, 2)) == (3, 2)
     assert feasible_ranks((7,), 10) == ()
     start = random_start(qtt_layout((8, 8, 8), 4), 10, 0)
-    assert all(len(np.unique(K)) == r for K, r in zip(start.right, start.ranks, strict=True))
-    assert start.ranks == feasible_ranks((2,) * 11, 10)
+    assert all(len(np.unique(K)) == r for K, r in zip(start.right, start.sizes, strict=True))
+    assert start.sizes == feasible_ranks((2,) * 11, 10)
 
 
 def test_random_starts_use_every_suffix_before_any_twice() -> None:
@@ -198,7 +199,10 @@ def test_ranks_that_make_no_sense_are_refused_at_the_bond() -> None:
     with pytest.raises(InvalidShape, match="at least one sweep"):
         cross(field, layout, random_start(layout, 2, 0), sweeps=0)
     with pytest.raises(InvalidShape, match="bond 0: 1 prefixes, but 2 suffixes"):
-        ForwardSet.of(layout, IndexSets((np.arange(1),) * 2, (np.arange(2),) * 2))
+        interpolate(
+            torch.ones(8),
+            ForwardSet.of(layout, IndexSets((np.array([0]),) * 2, (np.array([0, 4]), np.array([0, 1])))),
+        )
 
 
 def test_a_broken_nesting_is_refused_at_the_bond() -> None:
