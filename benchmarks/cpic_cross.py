@@ -30,8 +30,9 @@ import torch
 from benchmarks import fields, peers
 from benchmarks.fields import Field, Probe, Remembered, Values
 from models.cpic.cross import cross
+from models.cpic.fit import train_of
+from models.cpic.forward_set import ForwardSet
 from models.cpic.index_sets import random_start
-from models.cpic.interpolate import ForwardSet, combinations, fit, interpolate
 from models.tt.qtt import Layout, qtt_layout, tt_layout
 from models.tt.rounding import tt_svd
 from models.tt.train import TensorTrain
@@ -231,21 +232,8 @@ def medians(rows: list[Row]) -> Row:
     return row
 
 
-def ours(rank: int, sweeps: int) -> Make:
-    """Square cross-approximation, and the interpolant of its forward set."""
-
-    def make(probe: Probe, seed: int) -> tuple[TensorTrain, int]:
-        sample = Remembered(probe.keys)
-        sets = cross(sample, probe.layout, random_start(probe.layout, rank, seed), sweeps=sweeps, seed=seed)
-        forward = ForwardSet.of(probe.layout, sets)
-        train = interpolate(sample(forward.keys), forward)
-        return train, sample.requested
-
-    return make
-
-
-def ours_fitted(rank: int, sweeps: int, *, oversampling: int = 1, block: bool = False) -> Make:
-    """Oversampled index sets, or those of whole voxels with all features, and the fit to all samples."""
+def ours(rank: int, sweeps: int, *, oversampling: int = 1, block: bool = False) -> Make:
+    """Index sets, possibly larger than the rank, or of whole voxels with all features; the train of both."""
 
     def make(probe: Probe, seed: int) -> tuple[TensorTrain, int]:
         layout = probe.layout.spatial() if block else probe.layout
@@ -253,8 +241,7 @@ def ours_fitted(rank: int, sweeps: int, *, oversampling: int = 1, block: bool = 
         start = random_start(layout, rank * oversampling, seed)
         sets = cross(sample, layout, start, rank=rank, sweeps=sweeps, seed=seed)
         forward = ForwardSet.of(layout, sets)
-        values = sample(forward.keys)
-        train = fit(values, forward, combinations(values, forward, rank))
+        train = train_of(sample(forward.keys), forward, rank)
         return train, sample.requested * (probe.layout.features if block else 1)
 
     return make
@@ -298,13 +285,13 @@ def square(rank: int, sweeps: int) -> Method:
 def oversampled(rank: int, sweeps: int) -> Method:
     """Ours, with twice as many rows and columns as the rank."""
     times = "1 half-sweep" if sweeps == 1 else f"{sweeps} sweeps"
-    return Method(f"ours, oversampled 2x, {times}", ours_fitted(rank, sweeps, oversampling=2))
+    return Method(f"ours, oversampled 2x, {times}", ours(rank, sweeps, oversampling=2))
 
 
 RANK = 10
 OURS = square(RANK, 2)
-BLOCK = Method("ours, block, 1 half-sweep", ours_fitted(RANK, 1, block=True), block=True)
-BLOCK_2 = Method("ours, block, 2 sweeps", ours_fitted(RANK, 2, block=True), block=True)
+BLOCK = Method("ours, block, 1 half-sweep", ours(RANK, 1, block=True), block=True)
+BLOCK_2 = Method("ours, block, 2 sweeps", ours(RANK, 2, block=True), block=True)
 TNTORCH_15, TENEVA_2 = tntorch(RANK, 15), teneva(RANK, 2)
 HALF_OVERSAMPLED = oversampled(RANK, 1)
 

@@ -32,9 +32,10 @@ from models.cpic.cross import cross
 from models.cpic.encoder import CpicEncoder, IntensityStatistics, StandardisedCpic
 from models.cpic.encoding import batches
 from models.cpic.field import EncodedVoxels, SampledField
+from models.cpic.forward_set import ForwardSet
 from models.cpic.index_batching import index_batched
 from models.cpic.index_sets import random_start
-from models.cpic.interpolate import ForwardSet, interpolate
+from models.cpic.interpolate import interpolate
 from models.tt.qtt import Layout, qtt_layout, tt_layout
 from models.tt.train import TensorTrain
 from models.types import Array, Int64, Size

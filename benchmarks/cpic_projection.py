@@ -29,8 +29,9 @@ from torch import Tensor
 from benchmarks import peers
 from benchmarks.fields import Probe, Remembered, sigmoid_waves
 from models.cpic.cross import cross
+from models.cpic.forward_set import ForwardSet
 from models.cpic.index_sets import random_start
-from models.cpic.interpolate import ForwardSet, interpolate
+from models.cpic.interpolate import interpolate
 from models.cpic.projection import Basis
 from models.tt.qtt import qtt_layout
 from models.tt.rounding import right_orthogonal
