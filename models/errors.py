@@ -3,6 +3,7 @@
 ModelError
 ├── InvalidShape        a mode, rank or array that the method cannot take
 ├── InvalidConfig       a setting outside of what the method takes
+├── NonFinite           an array that must be finite is not
 ├── NonFiniteSample     a sampled value is NaN or infinite
 ├── SampleOutOfRange    a sampled value lies outside of the range that was stated for it
 └── SourceFailed        a source of cubes broke off or returned the wrong shape
@@ -11,6 +12,8 @@ ModelError
 from __future__ import annotations
 
 from typing import Any, ClassVar
+
+from torch import Tensor, isfinite
 
 
 class ModelError(Exception):
@@ -38,6 +41,23 @@ class InvalidConfig(ModelError):
     def __init__(self, setting: str, value: object, allowed: str) -> None:
         super().__init__(f"{setting} = {value!r}: must be {allowed}")
         self.setting, self.value, self.allowed = setting, value, allowed
+
+
+class NonFinite(ModelError):
+    """An array that must be finite is not. `what` is its name, `at` the first place that is not."""
+
+    code = "non-finite"
+
+    def __init__(self, what: str, at: tuple[int, ...], value: float) -> None:
+        super().__init__(f"{what} must be finite, but the one at {at} is {value}")
+        self.what, self.at, self.value = what, at, value
+
+
+def refuse_non_finite(values: Tensor, what: str) -> None:
+    """Raise NonFinite for an array that holds NaN or infinity."""
+    if not bool((finite := isfinite(values)).all()):
+        at = tuple(int(i) for i in (~finite).nonzero()[0])
+        raise NonFinite(what, at, float(values[at]))
 
 
 class NonFiniteSample(ModelError):

@@ -70,6 +70,7 @@ MEANINGS: dict[str, Meaning] = {
     "invalid-shape": Meaning(422, "The method cannot take this shape"),
     "invalid-config": Meaning(422, "The method cannot take this setting"),
     "sample-out-of-range": Meaning(500, "A sampled value contradicts the scan's statistics"),
+    "non-finite": Meaning(422, "An array is not finite"),
     "non-finite-sample": Meaning(422, "A sampled value is not finite"),
     "over-budget": Meaning(422, "The job needs more memory than a worker may use"),
     "source-failed": Meaning(500, "The voxels could not be read"),

@@ -18,6 +18,7 @@ of the superblocks that are not too large for that.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -29,7 +30,7 @@ from torch import Tensor
 from models.cpic.cross import Chooser, Sample, ignore, leftward, looked_at, rightward
 from models.cpic.fit import train_of
 from models.cpic.forward_set import ForwardSet
-from models.cpic.index_sets import TRIVIAL, IndexSets, block
+from models.cpic.index_sets import TRIVIAL, IndexSets, block, feasible_ranks, nested_samples
 from models.errors import InvalidConfig, InvalidShape
 from models.tt.maxvol import RANK_TOLERANCE, numerical_rank
 from models.tt.qtt import Layout
@@ -194,6 +195,20 @@ class ErrorSearch:
         _, first = np.unique(points[worst], axis=0, return_index=True)
         chosen = worst[np.sort(first)[: self._config.pivots]]
         return Pivots(points[chosen], float(relative.max()))
+
+
+def most_samples(modes: Sequence[int], rank: int, config: AdaptiveConfig) -> int:
+    """No run with ranks up to `rank` looks at more entries than this, with repetition."""
+    sizes = feasible_ranks(modes, rank)
+    wide = feasible_ranks(modes, rank + 2 * config.pivots + config.extra)
+    sweep = 2 * nested_samples(modes, sizes, wide)[0] + nested_samples(modes, sizes)[0]
+    superblocks = 0
+    for p, n, m, q in zip((1, *sizes[:-1]), modes[:-1], modes[1:], (*sizes[1:], 1), strict=True):
+        whole = p * n * m * q
+        superblocks += whole if whole <= config.superblock else config.probes
+    ascents = sum(min(n, config.candidates) for n in modes) + 1
+    search = (config.searchers + config.pivots) * ascents
+    return config.rounds * (sweep + superblocks + search)
 
 
 def _resized(

@@ -15,14 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from math import prod
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from models.cpic.index_sets import TRIVIAL, IndexSets, block, feasible_ranks
+from models.cpic.index_sets import TRIVIAL, IndexSets, block, feasible_ranks, prefix_counts
 from models.errors import InvalidShape, NonFiniteSample
 from models.tt.maxvol import RANK_TOLERANCE, dominant_rows
 from models.tt.qtt import Layout
@@ -69,14 +68,15 @@ def cross(
     ):
         if asked > most:
             raise InvalidShape(f"bond {bond}: {asked} suffixes, but it can carry a rank of {most} at most")
+    size = max(*start.sizes, rank or 1, 1)
     steps, total = count(1), (2 * sweeps - 1) * len(start.right)
     choose = Chooser(
         rank, rank_tolerance, np.random.default_rng(seed), lambda: report("sampling", next(steps), total)
     )
-    sets = rightward(sample, layout, start, choose)
+    sets = rightward(sample, layout, start, choose, size)
     for _ in range(sweeps - 1):
         sets = leftward(sample, layout, sets, choose)
-        sets = rightward(sample, layout, sets, choose)
+        sets = rightward(sample, layout, sets, choose, size)
     return sets
 
 
@@ -98,43 +98,39 @@ class Chooser:
         return rows
 
 
-def rightward(sample: Sample, layout: Layout, sets: IndexSets, choose: Choose) -> IndexSets:
-    """One half-sweep from left to right: prefixes J_k, as many as suffixes K_k.
+def rightward(
+    sample: Sample, layout: Layout, sets: IndexSets, choose: Choose, size: int | None = None
+) -> IndexSets:
+    """One half-sweep from left to right: prefixes J_k, as many as `prefix_counts` says."""
 
-    Where samples are vectors of c features, bonds near the right end carry more than their suffixes say:
-    there are as many prefixes as before, up to the c n_{k+1} ... n_d entries that a prefix stands for.
-    """
+    def counts(features: int) -> tuple[int, ...]:
+        return prefix_counts(layout.modes, sets.sizes, features, size)
 
-    def size(core: int, before: int, features: int) -> int:
-        behind = features * prod(layout.modes[core + 1 :])
-        return int(max(sets.right[core].shape[-1], min(before, behind)))
-
-    return IndexSets(_half_sweep(sample, layout, sets, size, choose), sets.right)
+    return IndexSets(_half_sweep(sample, layout, sets, counts, choose), sets.right)
 
 
 def leftward(sample: Sample, layout: Layout, sets: IndexSets, choose: Choose) -> IndexSets:
     """One half-sweep from right to left: suffixes K_k, as many as prefixes J_k where there are so many."""
     mirrored = sets.mirrored()
-
-    def size(core: int, before: int, features: int) -> int:
-        return int(mirrored.right[core].shape[-1])
-
-    return IndexSets(
-        _half_sweep(sample, layout.mirrored(), mirrored, size, choose), mirrored.right
-    ).mirrored()
+    suffixes = _half_sweep(sample, layout.mirrored(), mirrored, lambda _: mirrored.sizes, choose)
+    return IndexSets(suffixes, mirrored.right).mirrored()
 
 
 def _half_sweep(
-    sample: Sample, layout: Layout, sets: IndexSets, size: Callable[[int, int, int], int], choose: Choose
+    sample: Sample,
+    layout: Layout,
+    sets: IndexSets,
+    counts: Callable[[int], tuple[int, ...]],
+    choose: Choose,
 ) -> tuple[Int64, ...]:
-    """J_k = the chosen (prefix, index) pairs of J_{k-1} x [n_k]; how many, `size` says."""
+    """J_k = the chosen (prefix, index) pairs of J_{k-1} x [n_k]; how many, `counts` says for c features."""
     prefixes, left = np.broadcast_to(TRIVIAL, (*sets.batch, 1)), []
     for core, suffixes in enumerate(sets.right):
         digits = layout.digits(core)
         keys = block(prefixes, digits, suffixes)
         V = looked_at(sample, keys, layout)
         pairs = (prefixes[..., :, None] + digits).reshape(*sets.batch, -1)
-        wanted = size(core, prefixes.shape[-1], V.numel() // keys.size)
+        wanted = counts(V.numel() // keys.size)[core]
         rows = choose(V.reshape(*pairs.shape, -1), min(wanted, pairs.shape[-1]))
         prefixes = np.take_along_axis(pairs, rows, axis=-1)
         left.append(prefixes)

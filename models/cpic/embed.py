@@ -8,18 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
 import torch
 
+from models.cpic.adaptive import AdaptiveConfig, adaptive_cross, most_samples
 from models.cpic.certificate import Certificate, certify
 from models.cpic.cross import cross, ignore
 from models.cpic.encoder import ENCODERS, Encoder, IntensityStatistics
-from models.cpic.field import ENCODE_BATCH, FETCH_BYTES, Counts, EncodedVoxels, SampledField, linear_voxels
+from models.cpic.field import (
+    ENCODE_BATCH,
+    FETCH_BYTES,
+    BlockField,
+    Counts,
+    EncodedVoxels,
+    Field,
+    SampledField,
+)
+from models.cpic.fit import train_of
 from models.cpic.forward_set import ForwardSet
-from models.cpic.index_sets import IndexSets, feasible_ranks, nested_samples, random_start
-from models.cpic.interpolate import interpolate
+from models.cpic.index_sets import IndexSets, feasible_ranks, nested_samples, prefix_counts, random_start
 from models.errors import InvalidConfig, InvalidShape
 from models.tt.qtt import LAYOUTS, ORDERS, Layout, make_layout
 from models.tt.train import TensorTrain
@@ -31,6 +41,9 @@ PORTION_NUMBERS = 1 << 20
 """Float64 numbers that evaluating a train at many entries may take, per copy."""
 RUNTIME_BYTES = 64 << 20
 """What torch's and numpy's own buffers take beside ours."""
+FIRST_RANK = 4
+"""Where ranks are found for a tolerance, they grow from this."""
+SAMPLINGS = ("block", "scalar")
 UNKNOWN_SCAN = IntensityStatistics(0.0, 1.0, 0.5, 0.25)
 """Stands in where an encoder is asked for its sizes before there is a scan."""
 
@@ -40,28 +53,45 @@ class EmbedConfig:
     """How to embed. `n_dim` is the features per voxel (the encoder `identity` has one per channel instead).
 
     `order` matters for the layout `qtt` only. `rank` is a cap: bonds that carry less have less, and the
-    embedding's `ranks` say so. Raises InvalidConfig, naming the setting.
+    embedding's `ranks` say so. `sampling` is `block` (all features of a voxel are used together) or `scalar`
+    (each entry on its own, as in the paper). `oversampling` is the size of index sets over the rank: 1 is
+    interpolation, which suits smooth fields; 2 is a least-squares fit, which rough ones need. With a
+    `tolerance`, ranks up to `rank` are found for it, and `sweeps` and `oversampling` do not matter.
+    Raises InvalidConfig, naming the setting.
     """
 
     encoder: str = "random_cpic"
     n_dim: int = 16
     layout: str = "qtt"
     order: str = "sequential"
+    sampling: str = "block"
     rank: int = 10
-    sweeps: int = 2
+    oversampling: float = 1.0
+    sweeps: int = 1
+    tolerance: float | None = None
     held_out: int = 1000
     confidence: float = 0.95
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for setting, table in (("encoder", tuple(ENCODERS)), ("layout", LAYOUTS), ("order", ORDERS)):
+        tables = {"encoder": tuple(ENCODERS), "layout": LAYOUTS, "order": ORDERS, "sampling": SAMPLINGS}
+        for setting, table in tables.items():
             if getattr(self, setting) not in table:
                 raise InvalidConfig(setting, getattr(self, setting), f"one of {', '.join(table)}")
         for setting, least in (("n_dim", 1), ("rank", 1), ("sweeps", 1), ("held_out", 4), ("seed", 0)):
             if getattr(self, setting) < least:
                 raise InvalidConfig(setting, getattr(self, setting), f"at least {least}")
+        if not 1 <= self.oversampling <= 8:
+            raise InvalidConfig("oversampling", self.oversampling, "between 1 and 8")
         if not 0 < self.confidence < 1:
             raise InvalidConfig("confidence", self.confidence, "between 0 and 1")
+        if self.tolerance is not None and not 0 < self.tolerance < 1:
+            raise InvalidConfig("tolerance", self.tolerance, "between 0 and 1")
+
+    @property
+    def set_size(self) -> int:
+        """Elements of an index set, where its bond carries them."""
+        return ceil(self.rank * self.oversampling)
 
 
 @dataclass(frozen=True)
@@ -69,7 +99,8 @@ class Estimate:
     """What an embedding looks at, known beforehand.
 
     Samples and the forward set's unique samples are exact; unique cubes, and the unique samples of all
-    sweeps, are upper limits. `held_out_cubes` come on top.
+    sweeps, are upper limits; so is everything where ranks are found for a tolerance. `held_out_cubes` come on
+    top.
     """
 
     forward: Counts
@@ -136,8 +167,8 @@ class Embedding:
         """What `tensors` and `manifest` gave. Raises InvalidShape when they do not belong together."""
         config = EmbedConfig(**manifest["config"])
         z, y, x = manifest["shape"]
-        layout = make_layout(config.layout, (z, y, x), manifest["features"], config.order)
-        cores, bonds = range(len(layout.modes)), range(len(layout.modes) - 1)
+        layout = _layout((z, y, x), manifest["features"], config)
+        cores, bonds = range(len(layout.modes)), range(len(_target(layout, config).modes) - 1)
         names = [f"core.{k}" for k in cores] + [f"{side}.{k}" for side in ("left", "right") for k in bonds]
         if missing := [name for name in names if name not in tensors]:
             raise InvalidShape(f"the embedding lacks {', '.join(missing)}")
@@ -176,28 +207,20 @@ def embed(
     """
     device = torch.device(device)
     encoder = _encoder(source.channels, config, statistics, device)
-    layout = make_layout(config.layout, source.shape, encoder.features, config.order)
+    layout = _layout(source.shape, encoder.features, config)
     voxels = EncodedVoxels(source, encoder, device)
-    field = SampledField(voxels, layout)
     start_seed, cross_seed, held_out_seed = np.random.SeedSequence(config.seed).generate_state(3).tolist()
-    sets = cross(
-        field,
-        layout,
-        random_start(layout, config.rank, start_seed),
-        sweeps=config.sweeps,
-        seed=cross_seed,
-        rank_tolerance=encoder.rank_tolerance,
-        report=report,
-    )
-    forward = ForwardSet.of(layout, sets)
-    train = interpolate(field(forward.keys), forward, rank_tolerance=encoder.rank_tolerance)
+    field = _field(voxels, layout, config)
+    sets = _chosen(field, config, encoder.rank_tolerance, start_seed, cross_seed, report)
+    forward = ForwardSet.of(field.layout, sets)
+    train = train_of(field(forward.keys), forward, config.rank, rank_tolerance=encoder.rank_tolerance)
     all_sweeps = field.counts
     return Embedding(
         config=config,
         train=train,
         layout=layout,
         sets=sets,
-        forward=_forward_counts(forward, layout),
+        forward=Counts(forward.samples, len(forward.keys), len(np.unique(field.voxels(forward.keys)))),
         all_sweeps=all_sweeps,
         certificate=_certificate(train, layout, voxels, encoder, config, held_out_seed, report),
     )
@@ -209,42 +232,102 @@ def estimate(shape: tuple[int, int, int], channels: int, config: EmbedConfig) ->
     Raises InvalidShape, naming the limit, for volumes that no layout can hold.
     """
     encoder = _encoder(channels, config, UNKNOWN_SCAN, torch.device("cpu"))
-    layout = make_layout(config.layout, shape, encoder.features, config.order)
-    ranks = (1, *feasible_ranks(layout.modes, config.rank), 1)
-    blocks = [ranks[k] * n * ranks[k + 1] for k, n in enumerate(layout.modes)]
-    samples, unique = nested_samples(layout.modes, ranks[1:-1])
+    layout = _layout(shape, encoder.features, config)
+    modes = _target(layout, config).modes
+    width = encoder.features if _in_blocks(layout, config) else 1
+    K = feasible_ranks(modes, config.set_size)
+    J = prefix_counts(modes, K, width, max(*K, config.rank, 1))
+    blocks = [p * n * q for p, n, q in zip((1, *J), modes, (*K, 1), strict=True)]
+    samples, unique = nested_samples(modes, J, K)
     rightward, leftward = samples - blocks[-1], samples - blocks[0]
-    half_sweeps = 2 * config.sweeps - 1
-    seen = half_sweeps * unique
     forward = Counts(samples, unique, min(unique, layout.voxels))
-    all_sweeps = Counts(
-        config.sweeps * rightward + (config.sweeps - 1) * leftward + unique, seen, min(seen, layout.voxels)
+    asked = config.sweeps * rightward + (config.sweeps - 1) * leftward + unique
+    seen = (2 * config.sweeps - 1) * unique
+    if config.tolerance is not None:
+        asked = seen = most_samples(modes, config.rank, _adaptive(config))
+    all_sweeps = Counts(asked, min(seen, prod(modes)), min(seen, layout.voxels))
+    return Estimate(
+        forward,
+        all_sweeps,
+        config.held_out,
+        _memory(channels, encoder, config, all_sweeps, samples, max(blocks), width),
     )
+
+
+def _memory(
+    channels: int,
+    encoder: Encoder,
+    config: EmbedConfig,
+    all_sweeps: Counts,
+    samples: int,
+    block: int,
+    width: int,
+) -> int:
+    """Bytes beside the source's own: what is kept, one read, one batch, one block, the cores, the check."""
+    features = encoder.features
     cubes = all_sweeps.unique_cubes + config.held_out
     cube_bytes = 8 * channels * encoder.cube_size**3
-    memory = (
-        cubes * (24 * encoder.features + 64)  # stored features, thrice while they grow; their voxels
-        + 24 * seen  # keys that were asked for
-        + 2 * min(FETCH_BYTES, max(*blocks, config.held_out) * cube_bytes)  # as read, and as given
+    return (
+        cubes * (28 * features + 64)  # stored features, while they grow; their voxels
+        + 24 * all_sweeps.unique_samples  # keys that were asked for
+        + 2 * min(FETCH_BYTES, max(block, config.held_out) * cube_bytes)  # as read, and as given
         + ENCODE_BATCH * (cube_bytes + encoder.scratch_bytes)
-        + 96 * max(blocks)  # one block: keys, entries, values, basis and coefficients
-        + 48 * samples  # forward set and cores
-        + config.held_out * (40 * encoder.features + 128)  # both values, error, squares and pairs; voxels
+        + (96 + 40 * width) * block  # keys, entries, values, basis and coefficients; plans of boxes
+        + (16 + 32 * width) * samples  # forward set and cores
+        + config.held_out * (40 * features + 128)  # both values, error, squares and pairs; voxels
         + 24 * PORTION_NUMBERS
         + RUNTIME_BYTES
     )
-    return Estimate(forward, all_sweeps, config.held_out, memory)
+
+
+def _chosen(
+    field: Field, config: EmbedConfig, rank_tolerance: float, start_seed: int, seed: int, report: Report
+) -> IndexSets:
+    """The index sets: of given sizes, or of those that the tolerance needs."""
+    start = random_start(field.layout, config.set_size, start_seed)
+    if config.tolerance is not None:
+        small = random_start(field.layout, min(config.rank, FIRST_RANK), start_seed)
+        return adaptive_cross(field, field.layout, small, _adaptive(config), seed=seed, report=report).sets
+    return cross(
+        field,
+        field.layout,
+        start,
+        rank=config.rank,
+        sweeps=config.sweeps,
+        seed=seed,
+        rank_tolerance=rank_tolerance,
+        report=report,
+    )
+
+
+def _adaptive(config: EmbedConfig) -> AdaptiveConfig:
+    return AdaptiveConfig(tolerance=config.tolerance or 1e-6, max_rank=config.rank)
+
+
+def _in_blocks(layout: Layout, config: EmbedConfig) -> bool:
+    """Whether samples are vectors: with one feature, or one voxel, there is nothing to take together."""
+    return config.sampling == "block" and layout.features > 1 and layout.voxels > 1
+
+
+def _layout(shape: tuple[int, int, int], features: int, config: EmbedConfig) -> Layout:
+    whole = config.sampling == "block"
+    return make_layout(config.layout, shape, features, config.order, whole_features=whole)
+
+
+def _target(layout: Layout, config: EmbedConfig) -> Layout:
+    """What index sets are chosen in: voxels alone, or all entries."""
+    return layout.spatial() if _in_blocks(layout, config) else layout
+
+
+def _field(voxels: EncodedVoxels, layout: Layout, config: EmbedConfig) -> Field:
+    make = BlockField if _in_blocks(layout, config) else SampledField
+    return make(voxels, _target(layout, config))
 
 
 def _encoder(
     channels: int, config: EmbedConfig, statistics: IntensityStatistics, device: torch.device
 ) -> Encoder:
     return ENCODERS[config.encoder](channels, config.n_dim, config.seed, statistics, device)
-
-
-def _forward_counts(forward: ForwardSet, layout: Layout) -> Counts:
-    cubes = np.unique(linear_voxels(layout.entries(forward.keys), layout))
-    return Counts(forward.samples, len(forward.keys), len(cubes))
 
 
 def _certificate(
@@ -271,12 +354,15 @@ def _certificate(
 
 def features_at(train: TensorTrain, layout: Layout, voxels: Int64) -> Array:
     """The train's features (m, f) at voxels (m, 3) in (z, y, x); memory is bounded but for the result's."""
-    first = layout.keys_of(np.column_stack([voxels, np.zeros(len(voxels), np.int64)]))
-    keys = (first[:, None] + np.arange(layout.features)).ravel()
-    step = max(1, PORTION_NUMBERS // max(len(layout.modes), max(train.ranks, default=1) ** 2))
-    values = np.empty(len(keys))
+    spatial = layout.spatial_modes
+    keys = layout.keys_of(np.column_stack([voxels, np.zeros(len(voxels), np.int64)]))
+    step = max(
+        1, PORTION_NUMBERS // max(layout.padded[3], len(layout.modes), max(train.ranks, default=1) ** 2)
+    )
+    values = np.empty((len(voxels), layout.features))
     for start in range(0, len(keys), step):
         part = slice(start, start + step)
-        indices = torch.from_numpy(layout.indices(keys[part])).to(train.cores[0].device)
-        values[part] = train.at(indices).detach().cpu().numpy()
-    return values.reshape(len(voxels), layout.features)
+        indices = torch.from_numpy(layout.indices(keys[part])[:, :spatial]).to(train.cores[0].device)
+        found = train.fibres_at(indices).reshape(len(indices), -1)
+        values[part] = found[:, : layout.features].detach().cpu().numpy()
+    return values

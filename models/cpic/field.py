@@ -148,7 +148,7 @@ class Field(ABC):
     """E in a layout: keys in, entries out, counted."""
 
     def __init__(self, voxels: EncodedVoxels, layout: Layout) -> None:
-        self.encoded, self._layout = voxels, layout
+        self.encoded, self.layout = voxels, layout
         self._samples = 0
         self._keys = np.empty(0, np.int64)  # counted: distinct and ascending
         self._waiting: list[Int64] = []
@@ -170,11 +170,11 @@ class Field(ABC):
 
     def _split(self, keys: Int64) -> tuple[Int64, Int64]:
         """The voxels and the features that keys read."""
-        if self._layout.padded == self._layout.shape:
-            voxels, features = np.divmod(keys.ravel(), self._layout.features)
+        if self.layout.padded == self.layout.shape:
+            voxels, features = np.divmod(keys.ravel(), self.layout.features)
             return voxels, features
-        entries = self._layout.entries(keys.ravel())
-        return linear_voxels(entries, self._layout), entries[:, 3]
+        entries = self.layout.entries(keys.ravel())
+        return linear_voxels(entries, self.layout), entries[:, 3]
 
     def _count(self, keys: Int64) -> None:
         self._samples += keys.size

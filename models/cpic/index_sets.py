@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from math import prod
 
 import numpy as np
 
@@ -114,11 +114,34 @@ def _spread(generator: np.random.Generator, digits: Int64, tails: Int64) -> Int6
     return np.asarray(of_tail[order, rounds] + tails[order]).ravel()
 
 
-def nested_samples(modes: Sequence[int], ranks: Sequence[int]) -> tuple[int, int]:
-    """The nestedness law: (samples, distinct samples) of the interpolant of nested sets with these ranks.
+def prefix_counts(
+    modes: Sequence[int], suffixes: Sequence[int], features: int = 1, size: int | None = None
+) -> tuple[int, ...]:
+    """How many prefixes go with suffix sets of these sizes: as many, p_k = q_k, where samples are numbers.
 
-    sum r_{k-1} n_k r_k, of which each of the sum r_k^2 crosses G_k belongs to two neighbours.
+    Where they are vectors of c features, bonds carry more prefixes than their suffixes say: `size` of them
+    (as many as there are suffixes anywhere, if it is not given), up to the c n_{k+1} ... n_d entries that a
+    prefix stands for.
     """
-    sizes = (1, *ranks, 1)
-    samples = sum(left * n * right for (left, right), n in zip(pairwise(sizes), modes, strict=True))
-    return samples, samples - sum(rank * rank for rank in ranks)
+    size = max(suffixes, default=1) if size is None else size
+    found: list[int] = []
+    for core, q in enumerate(suffixes):
+        before = found[-1] if found else 1
+        behind = features * prod(modes[core + 1 :])
+        wanted = q if features == 1 else max(q, min(size, behind))
+        found.append(min(before * modes[core], wanted))
+    return tuple(found)
+
+
+def nested_samples(
+    modes: Sequence[int], prefixes: Sequence[int], suffixes: Sequence[int] | None = None
+) -> tuple[int, int]:
+    """The nestedness law: (samples, distinct samples) of a train from nested sets of p_k and q_k elements.
+
+    sum p_{k-1} n_k q_k, of which each of the sum p_k q_k entries of a cross G_k belongs to two neighbours.
+    There are as many suffixes as prefixes if they are not given.
+    """
+    suffixes = prefixes if suffixes is None else suffixes
+    sizes = zip((1, *prefixes), modes, (*suffixes, 1), strict=True)
+    samples = sum(p * n * q for p, n, q in sizes)
+    return samples, samples - sum(p * q for p, q in zip(prefixes, suffixes, strict=True))

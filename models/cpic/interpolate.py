@@ -1,9 +1,21 @@
-"""Interpolation: cores from fibres, differentiable with fixed indices.
+"""Cores from samples, differentiable with fixed indices.
 
-    T = C_1 G_1^-1 C_2 G_2^-1 ... C_d,   C_k = E(J_{k-1} x [n_k] x K_k),   G_k = E(J_k x K_k),
+    T = C_1 M_1^-1 C_2 M_2^-1 ... C_d.
 
-by LU solves, never by least squares or a pseudo-inverse, whose derivative loses the cube of the condition
-number. Against its own block a cross has maximal volume, so that C_k G_k^-1 has no entry above the tolerance.
+*Interpolation* (Oseledets & Tyrtyshnikov 2010): C_k = E(J_{k-1} x [n_k] x K_k), M_k = E(J_k x K_k), with as
+many prefixes as suffixes. Against its own block a cross has maximal volume, so no entry of C_k M_k^-1 is
+above the tolerance of maxvol.
+
+*Fitting*, where bonds are oversampled, or where samples are vectors (all features of a voxel, as further
+columns): with orthonormal combinations of the prefixes, Q_k, and of the suffixes and features, X_k,
+
+    C_k = Q_{k-1}^T E(J_{k-1} x [n_k] x K_k) X_k,   M_k = Q_k^T E(J_k x K_k) X_k.
+
+X_k are the leading directions of E(J_{k-1} x [n_k] x K_k), and Q_k spans what they are at the prefixes J_k:
+so T is fitted to all of those by least squares. Combinations are held fixed, as the indices are.
+
+Quotients are made by LU solves, never by least squares or a pseudo-inverse, whose derivative loses the cube
+of the condition number.
 """
 
 from __future__ import annotations
@@ -17,36 +29,53 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from models.cpic.forward_set import ForwardSet, gathered
-from models.errors import InvalidShape
+from models.errors import InvalidShape, refuse_non_finite
 from models.tt.maxvol import RANK_TOLERANCE, maxvol
 from models.tt.train import TensorTrain
 from models.types import Int64
 
 
-def interpolate(
-    values: Float64[Tensor, " n"], forward: ForwardSet, *, rank_tolerance: float = RANK_TOLERANCE
-) -> TensorTrain:
-    """The train that agrees with the samples, `values` of `forward.keys`, on the fibres that it is made from.
+@dataclass(frozen=True, eq=False)
+class Combination:
+    """Of a bond's prefixes, `rows` Q (..., p, r); of its suffixes and features, `columns` X (..., q c, r)."""
 
-    Cores are C_k G_k^-1. Gradients with respect to `values` are exact for fixed indices. Where a cross G_k
-    has numerical rank below its size, its bond is cut to rows and columns that carry it (in a batch: filled
-    up with zeros), and T agrees with the samples as far as the tolerance goes; where it is zero, T is zero.
-    Raises InvalidShape where a bond has more suffixes than prefixes or fewer.
+    rows: Float64[Tensor, "*batch p r"]
+    columns: Float64[Tensor, "*batch m r"]
+
+
+def interpolate(
+    values: Float64[Tensor, "n ..."],
+    forward: ForwardSet,
+    combinations: Sequence[Combination] | None = None,
+    *,
+    rank_tolerance: float = RANK_TOLERANCE,
+) -> TensorTrain:
+    """The train made from the samples, `values` of `forward.keys`; without combinations it agrees with them.
+
+    Values (n, c) are all features of voxels: the train then has one more mode, of size c, if c is not 1.
+    Gradients with respect to `values` are exact for fixed indices and combinations. Where M_k has numerical
+    rank below its size, its bond is cut to rows and columns that carry it (in a batch: filled up with zeros),
+    and T agrees with the samples as far as the tolerance goes; where it is zero, T is zero.
+    Raises InvalidShape where a bond is not square and is not combined, and NonFinite.
     """
-    for bond, cross in enumerate(forward.crosses):
-        if cross.shape[-1] != cross.shape[-2]:
-            raise InvalidShape(f"bond {bond}: {cross.shape[-2]} prefixes, but {cross.shape[-1]} suffixes")
-    cores: list[Tensor] = [gathered(values, block) for block in forward.blocks]
-    cuts = _cuts([gathered(values.detach(), cross) for cross in forward.crosses], rank_tolerance)
-    crosses = [gathered(values, cross) for cross in forward.crosses]
+    refuse_non_finite(values, "samples")
+    if combinations is None:
+        for bond, cross in enumerate(forward.crosses):
+            if cross.shape[-1] != cross.shape[-2]:
+                raise InvalidShape(f"bond {bond}: {cross.shape[-2]} prefixes, but {cross.shape[-1]} suffixes")
+        cores: list[Tensor] = [gathered(values, block) for block in forward.blocks]
+        crosses = [gathered(values, cross) for cross in forward.crosses]
+    else:
+        cores, crosses = _combined(values, forward, combinations)
+    cuts = _cuts([M.detach() for M in crosses], rank_tolerance)
     for bond, cut in cuts.items():
         crosses[bond] = torch.where(cut.inside, crosses[bond], cut.pairing)
         cores[bond] = cores[bond] * cut.columns[..., None, None, :]
         cores[bond + 1] = cores[bond + 1] * cut.rows[..., :, None, None]
-    for members in _alike(cross_and_core for cross_and_core in zip(crosses, cores[:-1], strict=True)):
-        G = torch.stack([crosses[bond] for bond in members])
+    for members in _alike(zip(crosses, cores[:-1], strict=True)):
+        M = torch.stack([crosses[bond] for bond in members])
         C = torch.stack([cores[bond] for bond in members])
-        quotients = torch.linalg.solve(G, C.reshape(*G.shape[:-2], -1, G.shape[-1]), left=False)
+        quotients = torch.linalg.solve(M, C.reshape(*M.shape[:-2], -1, M.shape[-1]), left=False)
         for bond, quotient in zip(members, quotients.reshape(C.shape).unbind(), strict=True):
             cores[bond] = quotient
     if not cores[0].shape[:-3]:
@@ -54,7 +83,36 @@ def interpolate(
             kept = torch.nonzero(cut.kept)[:, 0]
             cores[bond] = cores[bond][..., kept]
             cores[bond + 1] = cores[bond + 1][kept]
-    return TensorTrain(tuple(cores))
+    return TensorTrain((*cores[:-1], *_with_features(cores[-1])))
+
+
+def _combined(
+    values: Tensor, forward: ForwardSet, combinations: Sequence[Combination]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """C_k and M_k of combined samples."""
+    vectors = values if values.ndim == 2 else values[:, None]
+    cores, crosses = [], []
+    for core, block in enumerate(forward.blocks):
+        C = gathered(vectors, block)
+        if core > 0:
+            C = torch.einsum("...pr,...pnqc->...rnqc", combinations[core - 1].rows, C)
+        C = C.flatten(-2)
+        if core < len(combinations):
+            X = combinations[core].columns
+            C = C @ X[..., None, :, :]
+            G = gathered(vectors, forward.crosses[core]).flatten(-2)
+            crosses.append(combinations[core].rows.mT @ (G @ X))
+        cores.append(C)
+    return cores, crosses
+
+
+def _with_features(core: Tensor) -> list[Tensor]:
+    """The last core (..., r, n, c), and another one for the features if there are several."""
+    c = core.shape[-1]
+    if c == 1:
+        return [core]
+    eye = torch.eye(c, dtype=core.dtype, device=core.device).reshape(c, c, 1)
+    return [core, eye.expand(*core.shape[:-3], c, c, 1)]
 
 
 @dataclass(frozen=True, eq=False)
