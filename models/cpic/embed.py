@@ -66,7 +66,7 @@ class EmbedConfig:
     order: str = "sequential"
     sampling: str = "block"
     rank: int = 10
-    oversampling: float = 1.0
+    oversampling: float = 2.0
     sweeps: int = 1
     tolerance: float | None = None
     held_out: int = 1000
