@@ -125,13 +125,14 @@ def _half_sweep(
 ) -> tuple[Int64, ...]:
     """J_k = the chosen (prefix, index) pairs of J_{k-1} x [n_k]; how many, `counts` says for c features."""
     prefixes, left = np.broadcast_to(TRIVIAL, (*sets.batch, 1)), []
+    wanted: tuple[int, ...] = ()
     for core, suffixes in enumerate(sets.right):
         digits = layout.digits(core)
         keys = block(prefixes, digits, suffixes)
         V = looked_at(sample, keys, layout)
         pairs = (prefixes[..., :, None] + digits).reshape(*sets.batch, -1)
-        wanted = counts(V.numel() // keys.size)[core]
-        rows = choose(V.reshape(*pairs.shape, -1), min(wanted, pairs.shape[-1]))
+        wanted = wanted or counts(V.numel() // keys.size)
+        rows = choose(V.reshape(*pairs.shape, -1), min(wanted[core], pairs.shape[-1]))
         prefixes = np.take_along_axis(pairs, rows, axis=-1)
         left.append(prefixes)
     return tuple(left)

@@ -10,6 +10,7 @@ the keys of samples are: matrices come from the device once, and the search is n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,7 +105,7 @@ def _basis(matrices: Tensor, rank: int, rank_tolerance: float, noise: Tensor | N
     if columns.shape[2] < rank:
         columns = torch.nn.functional.pad(columns, (0, rank - columns.shape[2]))
     if noise is not None:
-        scale = rank_tolerance * columns.flatten(1).norm(dim=1)
+        scale = rank_tolerance * torch.linalg.vector_norm(columns, dim=(1, 2))
         columns = columns + torch.where(scale > 0, scale, 1.0)[:, None, None] * noise
     basis: Tensor = torch.linalg.qr(columns)[0]
     return basis
@@ -149,23 +150,28 @@ def _thin_svd(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _dominant(bases: Tensor, tolerance: float) -> tuple[Int64, Matrices]:
-    """Rows (b, r) of orthonormal bases (b, n, r), and the coefficients (b, n, r) of all rows in them."""
-    rows = _lu_rows(bases)
-    chosen = torch.take_along_dim(bases, torch.from_numpy(rows)[:, :, None], 1)
-    coefficients = torch.linalg.solve(chosen, bases, left=False)
-    return _exchange(rows, coefficients.numpy(), tolerance)
+    """Rows (b, r) of orthonormal bases (b, n, r), and the coefficients (b, n, r) of all rows in them.
 
-
-def _lu_rows(bases: Tensor) -> Int64:
-    """The rows that partial pivoting brings to the top."""
+    Start: the rows that partial pivoting brings to the top, P A = [L_1; L_2] U, in which the others are
+    L_2 L_1^-1.
+    """
     _, n, r = bases.shape
-    rows = []
-    for pivots in torch.linalg.lu_factor(bases)[1].tolist():
-        order = list(range(n))
-        for i, pivot in enumerate(pivots):
-            order[i], order[pivot - 1] = order[pivot - 1], order[i]
-        rows.append(order[:r])
-    return np.array(rows)
+    L, pivots = torch.linalg.lu_factor(bases)
+    order = np.array([_order(n, swaps) for swaps in pivots.tolist()])
+    below = torch.linalg.solve_triangular(L[:, :r], L[:, r:], upper=False, left=False, unitriangular=True)
+    C = np.empty(bases.shape)
+    each = np.arange(len(C))[:, None]
+    C[each, order[:, :r]] = np.eye(r)
+    C[each, order[:, r:]] = below.numpy()
+    return _exchange(order[:, :r], C, tolerance)
+
+
+def _order(n: int, swaps: Sequence[int]) -> list[int]:
+    """Rows in the order that they have after LAPACK's swaps, counted from 1."""
+    order = list(range(n))
+    for i, swap in enumerate(swaps):
+        order[i], order[swap - 1] = order[swap - 1], order[i]
+    return order
 
 
 def _exchange(rows: Int64, C: Matrices, tolerance: float) -> tuple[Int64, Matrices]:
