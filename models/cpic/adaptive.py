@@ -13,7 +13,8 @@ that, each round
    to the rank that its samples have.
 
 It ends when neither search finds an error above the tolerance, twice in a row, the second time in all entries
-of the superblocks that are not too large for that.
+of the superblocks that are not too large for that. It gives up, and says so, when for several rounds the ranks
+did not grow and the error did not fall: `max_rank` is then not enough, as on data without a low rank.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from models.types import Int64, Report
 
 CLEAN_ROUNDS = 2
 """Rounds in a row that find no error before none is believed."""
+STALLED_ROUNDS = 4
+"""Rounds in a row with neither larger ranks nor a smaller error before none is expected."""
 CUT = 0.1
 """Singular values below this times the tolerance, relative to the largest of their bond, are cut."""
 
@@ -76,7 +79,8 @@ class AdaptiveConfig:
 class Adapted:
     """Index sets, the train made from them, and the largest relative error that the last search found.
 
-    `converged` says whether that is within the tolerance, twice in a row; if not, rounds or ranks ran out.
+    `converged` says whether that is within the tolerance, twice in a row; if not, rounds or ranks ran out,
+    or more of them did not help any more.
     """
 
     sets: IndexSets
@@ -104,7 +108,8 @@ def adaptive_cross(
         raise InvalidShape(f"ranks are found for one volume at a time, not for a batch of {start.batch}")
     generator = np.random.default_rng(seed)
     search = ErrorSearch(sample, layout, config, generator)
-    wide, clean = start, 0
+    wide, clean, stalled = start, 0, 0
+    most, least = 0, float("inf")
     for done in range(1, config.rounds + 1):
         sets = _resized(sample, layout, wide, config, generator)
         forward = ForwardSet.of(layout, sets)
@@ -113,8 +118,10 @@ def adaptive_cross(
         pivots.append(search.worst(train))
         error = max(found.error for found in pivots)
         clean = clean + 1 if error <= config.tolerance else 0
+        stalled = 0 if clean or sum(sets.sizes) > most or error < least else stalled + 1
+        most, least = max(most, sum(sets.sizes)), min(least, error)
         report("adapting", done, config.rounds)
-        if clean == CLEAN_ROUNDS:
+        if clean == CLEAN_ROUNDS or stalled == STALLED_ROUNDS:
             break
         wide = _widened(layout, sets, pivots, config, generator)
     return Adapted(sets, train, error, done, clean == CLEAN_ROUNDS)

@@ -7,31 +7,27 @@ that were not used (`certify`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from math import ceil, prod
+from dataclasses import asdict, dataclass, fields
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 
-from models.cpic.adaptive import AdaptiveConfig, adaptive_cross, most_samples
+from models.cpic.adaptive import most_samples
 from models.cpic.certificate import Certificate, certify
-from models.cpic.cross import cross, ignore
+from models.cpic.cross import ignore
 from models.cpic.encoder import ENCODERS, Encoder, IntensityStatistics
+from models.cpic.fibres import FibreConfig, Fibres, field_of
 from models.cpic.field import (
     ENCODE_BATCH,
     FETCH_BYTES,
-    BlockField,
     Counts,
     EncodedVoxels,
-    Field,
-    SampledField,
 )
-from models.cpic.fit import train_of
-from models.cpic.forward_set import ForwardSet
-from models.cpic.index_sets import IndexSets, feasible_ranks, nested_samples, prefix_counts, random_start
+from models.cpic.index_sets import IndexSets, feasible_ranks, nested_samples, prefix_counts
 from models.errors import InvalidConfig, InvalidShape
-from models.tt.qtt import LAYOUTS, ORDERS, Layout, make_layout
+from models.tt.qtt import Layout
 from models.tt.train import TensorTrain
 from models.types import Array, CubeSource, Int64, Report
 
@@ -41,23 +37,18 @@ PORTION_NUMBERS = 1 << 20
 """Float64 numbers that evaluating a train at many entries may take, per copy."""
 RUNTIME_BYTES = 64 << 20
 """What torch's and numpy's own buffers take beside ours."""
-FIRST_RANK = 4
-"""Where ranks are found for a tolerance, they grow from this."""
-SAMPLINGS = ("block", "scalar")
 UNKNOWN_SCAN = IntensityStatistics(0.0, 1.0, 0.5, 0.25)
 """Stands in where an encoder is asked for its sizes before there is a scan."""
+BEFORE_BLOCKS = {"sampling": "scalar", "oversampling": 1.0, "tolerance": None}
+"""How embeddings were made whose manifests do not say: then there was nothing else."""
 
 
 @dataclass(frozen=True)
 class EmbedConfig:
     """How to embed. `n_dim` is the features per voxel (the encoder `identity` has one per channel instead).
 
-    `order` matters for the layout `qtt` only. `rank` is a cap: bonds that carry less have less, and the
-    embedding's `ranks` say so. `sampling` is `block` (all features of a voxel are used together) or `scalar`
-    (each entry on its own, as in the paper). `oversampling` is the size of index sets over the rank: 1 is
-    interpolation, which suits smooth fields; 2 is a least-squares fit, which rough ones need. With a
-    `tolerance`, ranks up to `rank` are found for it, and `sweeps` and `oversampling` do not matter.
-    Raises InvalidConfig, naming the setting.
+    From `layout` to `tolerance` see `FibreConfig`; the embedding's `ranks` say what `rank` became. Raises
+    InvalidConfig, naming the setting.
     """
 
     encoder: str = "random_cpic"
@@ -74,24 +65,19 @@ class EmbedConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        tables = {"encoder": tuple(ENCODERS), "layout": LAYOUTS, "order": ORDERS, "sampling": SAMPLINGS}
-        for setting, table in tables.items():
-            if getattr(self, setting) not in table:
-                raise InvalidConfig(setting, getattr(self, setting), f"one of {', '.join(table)}")
-        for setting, least in (("n_dim", 1), ("rank", 1), ("sweeps", 1), ("held_out", 4), ("seed", 0)):
+        if self.encoder not in ENCODERS:
+            raise InvalidConfig("encoder", self.encoder, f"one of {', '.join(ENCODERS)}")
+        for setting, least in (("n_dim", 1), ("held_out", 4), ("seed", 0)):
             if getattr(self, setting) < least:
                 raise InvalidConfig(setting, getattr(self, setting), f"at least {least}")
-        if not 1 <= self.oversampling <= 8:
-            raise InvalidConfig("oversampling", self.oversampling, "between 1 and 8")
         if not 0 < self.confidence < 1:
             raise InvalidConfig("confidence", self.confidence, "between 0 and 1")
-        if self.tolerance is not None and not 0 < self.tolerance < 1:
-            raise InvalidConfig("tolerance", self.tolerance, "between 0 and 1")
+        _ = self.fibres
 
     @property
-    def set_size(self) -> int:
-        """Elements of an index set, where its bond carries them."""
-        return ceil(self.rank * self.oversampling)
+    def fibres(self) -> FibreConfig:
+        """How fibres are chosen."""
+        return FibreConfig(**{each.name: getattr(self, each.name) for each in fields(FibreConfig)})
 
 
 @dataclass(frozen=True)
@@ -165,10 +151,10 @@ class Embedding:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Array], manifest: Mapping[str, Any]) -> Embedding:
         """What `tensors` and `manifest` gave. Raises InvalidShape when they do not belong together."""
-        config = EmbedConfig(**manifest["config"])
+        config = EmbedConfig(**{**BEFORE_BLOCKS, **manifest["config"]})
         z, y, x = manifest["shape"]
-        layout = _layout((z, y, x), manifest["features"], config)
-        cores, bonds = range(len(layout.modes)), range(len(_target(layout, config).modes) - 1)
+        layout = config.fibres.train_layout((z, y, x), manifest["features"])
+        cores, bonds = range(len(layout.modes)), range(len(config.fibres.sampled_layout(layout).modes) - 1)
         names = [f"core.{k}" for k in cores] + [f"{side}.{k}" for side in ("left", "right") for k in bonds]
         if missing := [name for name in names if name not in tensors]:
             raise InvalidShape(f"the embedding lacks {', '.join(missing)}")
@@ -207,22 +193,20 @@ def embed(
     """
     device = torch.device(device)
     encoder = _encoder(source.channels, config, statistics, device)
-    layout = _layout(source.shape, encoder.features, config)
+    layout = config.fibres.train_layout(source.shape, encoder.features)
     voxels = EncodedVoxels(source, encoder, device)
-    start_seed, cross_seed, held_out_seed = np.random.SeedSequence(config.seed).generate_state(3).tolist()
-    field = _field(voxels, layout, config)
-    sets = _chosen(field, config, encoder.rank_tolerance, start_seed, cross_seed, report)
-    forward = ForwardSet.of(field.layout, sets)
-    train = train_of(field(forward.keys), forward, config.rank, rank_tolerance=encoder.rank_tolerance)
-    all_sweeps = field.counts
+    field = field_of(voxels, config.fibres, layout)
+    fibres = Fibres.choose(voxels, config.fibres, config.seed, field=field, report=report)
+    train = fibres.train(voxels.features(fibres.voxels))
+    forward = fibres.forward
     return Embedding(
         config=config,
         train=train,
         layout=layout,
-        sets=sets,
-        forward=Counts(forward.samples, len(forward.keys), len(np.unique(field.voxels(forward.keys)))),
-        all_sweeps=all_sweeps,
-        certificate=_certificate(train, layout, voxels, encoder, config, held_out_seed, report),
+        sets=fibres.sets,
+        forward=Counts(forward.samples, len(forward.keys), len(fibres.voxels)),
+        all_sweeps=field.counts,
+        certificate=_certificate(train, layout, voxels, encoder, config, report),
     )
 
 
@@ -232,10 +216,10 @@ def estimate(shape: tuple[int, int, int], channels: int, config: EmbedConfig) ->
     Raises InvalidShape, naming the limit, for volumes that no layout can hold.
     """
     encoder = _encoder(channels, config, UNKNOWN_SCAN, torch.device("cpu"))
-    layout = _layout(shape, encoder.features, config)
-    modes = _target(layout, config).modes
-    width = encoder.features if _in_blocks(layout, config) else 1
-    K = feasible_ranks(modes, config.set_size)
+    layout = config.fibres.train_layout(shape, encoder.features)
+    modes = config.fibres.sampled_layout(layout).modes
+    width = encoder.features if config.fibres.in_blocks(layout) else 1
+    K = feasible_ranks(modes, config.fibres.set_size)
     J = prefix_counts(modes, K, width, max(*K, config.rank, 1))
     blocks = [p * n * q for p, n, q in zip((1, *J), modes, (*K, 1), strict=True)]
     samples, unique = nested_samples(modes, J, K)
@@ -244,7 +228,7 @@ def estimate(shape: tuple[int, int, int], channels: int, config: EmbedConfig) ->
     asked = config.sweeps * rightward + (config.sweeps - 1) * leftward + unique
     seen = (2 * config.sweeps - 1) * unique
     if config.tolerance is not None:
-        asked = seen = most_samples(modes, config.rank, _adaptive(config))
+        asked = seen = most_samples(modes, config.rank, config.fibres.adaptive)
     all_sweeps = Counts(asked, min(seen, prod(modes)), min(seen, layout.voxels))
     return Estimate(
         forward,
@@ -280,50 +264,6 @@ def _memory(
     )
 
 
-def _chosen(
-    field: Field, config: EmbedConfig, rank_tolerance: float, start_seed: int, seed: int, report: Report
-) -> IndexSets:
-    """The index sets: of given sizes, or of those that the tolerance needs."""
-    start = random_start(field.layout, config.set_size, start_seed)
-    if config.tolerance is not None:
-        small = random_start(field.layout, min(config.rank, FIRST_RANK), start_seed)
-        return adaptive_cross(field, field.layout, small, _adaptive(config), seed=seed, report=report).sets
-    return cross(
-        field,
-        field.layout,
-        start,
-        rank=config.rank,
-        sweeps=config.sweeps,
-        seed=seed,
-        rank_tolerance=rank_tolerance,
-        report=report,
-    )
-
-
-def _adaptive(config: EmbedConfig) -> AdaptiveConfig:
-    return AdaptiveConfig(tolerance=config.tolerance or 1e-6, max_rank=config.rank)
-
-
-def _in_blocks(layout: Layout, config: EmbedConfig) -> bool:
-    """Whether samples are vectors: with one feature, or one voxel, there is nothing to take together."""
-    return config.sampling == "block" and layout.features > 1 and layout.voxels > 1
-
-
-def _layout(shape: tuple[int, int, int], features: int, config: EmbedConfig) -> Layout:
-    whole = config.sampling == "block"
-    return make_layout(config.layout, shape, features, config.order, whole_features=whole)
-
-
-def _target(layout: Layout, config: EmbedConfig) -> Layout:
-    """What index sets are chosen in: voxels alone, or all entries."""
-    return layout.spatial() if _in_blocks(layout, config) else layout
-
-
-def _field(voxels: EncodedVoxels, layout: Layout, config: EmbedConfig) -> Field:
-    make = BlockField if _in_blocks(layout, config) else SampledField
-    return make(voxels, _target(layout, config))
-
-
 def _encoder(
     channels: int, config: EmbedConfig, statistics: IntensityStatistics, device: torch.device
 ) -> Encoder:
@@ -336,10 +276,10 @@ def _certificate(
     voxels: EncodedVoxels,
     encoder: Encoder,
     config: EmbedConfig,
-    seed: int,
     report: Report,
 ) -> Certificate:
     """Draw voxels uniformly, with replacement and from a stream of their own, and compare there."""
+    seed = np.random.SeedSequence(config.seed).generate_state(3)[2]
     drawn = np.random.default_rng(seed).integers(layout.voxels, size=config.held_out)
     zyx = np.stack(np.unravel_index(drawn, layout.shape[:3]), axis=-1)
     step = max(1, HELD_OUT_NUMBERS // layout.features)

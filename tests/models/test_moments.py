@@ -10,7 +10,8 @@ from torch import Tensor
 
 from models.cpic import moments as moments_module
 from models.cpic.moments import FUNCTIONS, Pooling, pooled_moments, sampled_moments
-from models.cpic.strategies import Chosen, RandomVoxels, draw
+from models.cpic.random_voxels import RandomVoxels, draw
+from models.cpic.strategies import Chosen
 from models.errors import InvalidConfig, InvalidShape
 from models.tt.qtt import Layout, qtt_layout, tt_layout
 from models.tt.rounding import tt_svd
