@@ -13,8 +13,8 @@ that, each round
    to the rank that its samples have.
 
 It ends when neither search finds an error above the tolerance, twice in a row, the second time in all entries
-of the superblocks that are not too large for that. It gives up, and says so, when for several rounds ranks did
-not grow and the error did not fall: `max_rank` is then not enough, as on data without a low rank.
+of the superblocks that are not too large for that. It gives up, and says so, when for several rounds neither
+ranks grow nor the error falls: `max_rank` is then not enough, as on data without a low rank.
 """
 
 from __future__ import annotations
