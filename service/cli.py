@@ -48,6 +48,18 @@ Rank = Annotated[int | None, typer.Option(help="Highest rank of the train; by de
 Encoder = Annotated[
     str | None, typer.Option(help="Name of the encoder (/v1/kinds lists them); by default the service's.")
 ]
+Oversampling = Annotated[
+    float | None,
+    typer.Option(
+        help="Fibres looked at over the rank, 1 to 8: more read more and err less; by default the service's."
+    ),
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        help="Find the ranks for this error, --rank being the most; for smooth features, not noise."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 
@@ -98,13 +110,15 @@ def analyze(
     layout: Layout = None,
     rank: Rank = None,
     encoder: Encoder = None,
+    oversampling: Oversampling = None,
+    tolerance: Tolerance = None,
     as_json: AsJson = False,
 ) -> None:
     """Send a scan, wait until it is read and embedded, and print what was found."""
     if not scan.exists():
         raise NothingToSend(f"{scan}: no such file or folder; give the path of a scan")
     with _service(url) as address:
-        _analyze(address, scan, _parameters(layout, rank, encoder), as_json)
+        _analyze(address, scan, _parameters(layout, rank, encoder, oversampling, tolerance), as_json)
 
 
 @app.command(short_help="Try it on a real scan; leaves nothing behind.")
@@ -115,6 +129,8 @@ def demo(
     layout: Layout = None,
     rank: Rank = None,
     encoder: Encoder = None,
+    oversampling: Oversampling = None,
+    tolerance: Tolerance = None,
     as_json: AsJson = False,
 ) -> None:
     """The main job on a real scan, in a temporary data root; leaves nothing running and nothing on disk."""
@@ -125,7 +141,7 @@ def demo(
     environment = {name: value for name, value in os.environ.items() if name not in outside}
     temporary = tempfile.TemporaryDirectory(prefix="tomotrain-demo-")
     with temporary as folder, _embedded(Path(folder), environment) as address:
-        _analyze(address, chosen, _parameters(layout, rank, encoder), as_json)
+        _analyze(address, chosen, _parameters(layout, rank, encoder, oversampling, tolerance), as_json)
 
 
 def example_scan() -> Path:
@@ -146,9 +162,21 @@ def _analyze(address: str, scan: Path, parameters: dict[str, Any], as_json: bool
             Console().print(table(found))
 
 
-def _parameters(layout: str | None, rank: int | None, encoder: str | None) -> dict[str, Any]:
+def _parameters(
+    layout: str | None,
+    rank: int | None,
+    encoder: str | None,
+    oversampling: float | None,
+    tolerance: float | None,
+) -> dict[str, Any]:
     """What was chosen; the rest is for the kind's own defaults."""
-    chosen = {"layout": layout, "rank": rank, "encoder": encoder}
+    chosen = {
+        "layout": layout,
+        "rank": rank,
+        "encoder": encoder,
+        "oversampling": oversampling,
+        "tolerance": tolerance,
+    }
     return {name: value for name, value in chosen.items() if value is not None}
 
 

@@ -40,6 +40,7 @@ def rows(found: Found) -> list[tuple[str, str]]:
         ("unique cubes", f"{result['unique_cubes']:,} of {result['cube_size']}³ voxels, each encoded once"),
         ("share of the volume read", f"{result['share_read']:.2%} of its voxels, held-out cubes included"),
         ("chunks read", _chunks(result)),
+        *_choice(result),
         ("ranks", ", ".join(map(str, result["ranks"]))),
         ("certificate", _certificate(result["certificate"])),
         ("time to embed", f"{result['seconds']:.2f} s"),
@@ -66,6 +67,23 @@ def _chunks(result: dict[str, Any]) -> str:
         f"{result['chunks_read']:,} ({result['chunk_share_read']:.0%} of the finest level), "
         f"{result['bytes_read'] / 1e6:,.2f} MB compressed"
     )
+
+
+def _choice(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """How fibres were chosen; nothing where a service of an earlier version does not say."""
+    if "sampling" not in result:
+        return []
+    how = (
+        f"{result['oversampling']:g} times the rank, {_counted(result['sweeps'], 'sweep')}"
+        if result["tolerance"] is None
+        else f"ranks found for a tolerance of {result['tolerance']:g}"
+    )
+    most = max(result["set_sizes"], default=1)
+    return [("fibres chosen", f"up to {most:,} per bond ({how}); sampling by {result['sampling']}")]
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
 
 
 def _certificate(certificate: dict[str, Any]) -> str:

@@ -40,6 +40,8 @@ EMBED = JobKind(
         "properties": {
             "rank": {"type": "integer", "minimum": 1, "default": 10},
             "layout": {"enum": ["qtt", "tt"], "default": "qtt"},
+            "oversampling": {"type": "number", "minimum": 1},
+            "tolerance": {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}]},
             "nested": {"type": "object", "properties": {"seed": {"type": "integer", "default": 0}}},
         },
     },

@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 from house import House, wait_until
 
+from service.analysis import Found
 from service.cli import example_scan
 from service.client import Client, ServiceProblem, ServiceUnreachable
 from service.packing import NothingToSend, sendable
+from service.report import rows
+from service.schemas import JobView, VolumeView
 
 COMMAND = [sys.executable, "-c", "from service.cli import main; main()"]
 RESULT: dict[str, Any] = {
@@ -28,6 +31,11 @@ RESULT: dict[str, Any] = {
     "chunk_share_read": 1.0,
     "bytes_read": 340_000,
     "ranks": [3, 9, 10],
+    "sampling": "block",
+    "oversampling": 2.0,
+    "sweeps": 1,
+    "tolerance": None,
+    "set_sizes": [3, 9, 20],
     "seconds": 5.3,
     "peak_memory_bytes": 422 << 20,
     "certificate": {
@@ -115,6 +123,7 @@ def test_analyze_prints_the_numbers(house: House, tmp_path: Path, nifti: bytes) 
         "12.50%",
         "24 (100% of the finest level), 0.34 MB",
         "3, 9, 10",
+        "up to 20 per bond (2 times the rank, 1 sweep); sampling by block",
         "centred error 0.25",
         "at most 0.5 at 95%",
         "5.30 s",
@@ -133,6 +142,43 @@ def test_analyze_prints_json_and_nothing_else(house: House, tmp_path: Path, nift
     document = json.loads(answer.stdout)
     assert document["result"] == RESULT
     assert document["volume"]["shape"] == [12, 16, 20]
+
+
+def reported(result: dict[str, Any]) -> dict[str, str]:
+    """The rows of a report on a result."""
+    volume = VolumeView.model_construct(
+        name="a.nii", spacing=None, array_shape=[2, 2, 2], axes=["z", "y", "x"]
+    )
+    return dict(rows(Found(volume, JobView.model_construct(id="job_1", result=result))))
+
+
+def test_the_report_says_how_fibres_were_chosen() -> None:
+    adapted = {"oversampling": None, "sweeps": None, "tolerance": 0.02, "sampling": "scalar"}
+    assert reported(RESULT | adapted)["fibres chosen"] == (
+        "up to 20 per bond (ranks found for a tolerance of 0.02); sampling by scalar"
+    )
+    assert "2 sweeps" in reported(RESULT | {"sweeps": 2})["fibres chosen"]
+
+
+def test_a_result_of_an_earlier_version_is_reported_without_what_it_lacks() -> None:
+    newer = {"sampling", "oversampling", "sweeps", "tolerance", "set_sizes"}
+    told = reported({name: value for name, value in RESULT.items() if name not in newer})
+    assert set(reported(RESULT)) - set(told) == {"fibres chosen"}
+
+
+def test_flags_become_parameters_and_the_rest_is_left_to_the_service(
+    house: House, tmp_path: Path, nifti: bytes
+) -> None:
+    scan = tmp_path / "a.nii"
+    scan.write_bytes(nifti)
+    worker = worker_for(house, RESULT)
+    answer = run(
+        "analyze", str(scan), "--url", str(house.http.base_url), "--oversampling", "1.5", "--tolerance", "0.1"
+    )
+    worker.join()
+    assert answer.returncode == 0, answer.stderr
+    parameters = house.catalogue.jobs()[0].parameters
+    assert (parameters["oversampling"], parameters["tolerance"]) == (1.5, 0.1)
 
 
 def test_parameters_that_do_not_fit(house: House, tmp_path: Path, nifti: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import numpy as np
 import pytest
 from support.scans import SMALL, files_below, nifti, upload
 
+from models.cpic.embed import EmbedConfig, estimate
 from storage.artifacts import ArtifactStore, read_tensors
 from storage.catalogue import Catalogue
-from storage.jobs import Job, JobState
+from storage.jobs import Job, JobState, Progress
 from storage.records import VolumeRecord, VolumeState
 from storage.volume import Volume
 from workers.jobs import KINDS
 from workers.jobs.embed import RecordedCubes
+from workers.lease import Lease
 from workers.runner import Runner
 
 QUICK = {"n_dim": 4, "rank": 4, "held_out": 100}
@@ -101,12 +104,58 @@ def test_embed_gives_cores_counts_and_a_certificate(
     assert result["unique_cubes"] <= result["cubes_read"] <= result["unique_cubes"] + QUICK["held_out"]
     assert 0 < result["bytes_read"] < volume.stored.stored_bytes
     assert result["certificate"]["held_out"] == QUICK["held_out"]
+    assert (result["sampling"], result["oversampling"], result["sweeps"]) == ("block", 2.0, 1)
+    assert max(result["set_sizes"]) == 2 * QUICK["rank"]
     (artifact,) = job.artifacts
     assert artifact.sha256 == result["cores_digest"]
     path = ArtifactStore(tmp_path / "artifacts").path(job.id, job.attempt, artifact.name)
     tensors, manifest = read_tensors(path)
     assert manifest["ranks"] == result["ranks"]
     assert tensors["core.0"].shape[-1] == result["ranks"][0]
+
+
+def test_ranks_are_found_for_a_tolerance_within_what_was_announced(
+    catalogue: Catalogue, runner: Runner, volume: VolumeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[Progress] = []
+    heartbeat = Lease.report
+    monkeypatch.setattr(Lease, "report", lambda lease, p: (heard.append(p), heartbeat(lease, p)))
+    asked = {"tolerance": 0.2, "rank": 12, "layout": "tt"}
+    loose, tight = (
+        embedded(catalogue, runner, volume, **asked | changes).result
+        for changes in ({}, {"tolerance": 0.002})
+    )
+    assert loose is not None
+    assert tight is not None
+    jsonschema.validate(loose, catalogue.kind("embed").result_schema)
+    assert (loose["tolerance"], loose["oversampling"], loose["sweeps"]) == (0.2, None, None)
+    assert max(loose["ranks"]) < max(tight["ranks"]) <= 12
+    assert max(tight["set_sizes"]) == max(tight["ranks"])
+    assert volume.stored is not None
+    config = EmbedConfig(**{**QUICK, **asked, "encoder": "identity"})
+    announced = estimate(volume.stored.grid.shape, 1, config)
+    for result in (loose, tight):
+        assert result["samples"] <= announced.samples
+        assert result["cubes_read"] <= announced.cubes
+    rounds = [p for p in heard if p.phase == "adapting"]
+    assert [p.done for p in rounds if p.done == 1] == [1, 1]
+    assert {(p.total, p.unit) for p in rounds} == {(20, "rounds")}
+
+
+def test_a_tolerance_that_could_take_too_much_memory_is_refused_before_it_reads(
+    catalogue: Catalogue, make_runner: Any, volume: VolumeRecord
+) -> None:
+    assert volume.stored is not None
+    given = EmbedConfig(**{**QUICK, "encoder": "identity", "layout": "tt", "rank": 40})
+    found = replace(given, tolerance=0.01)
+    needed, more = (estimate(volume.stored.grid.shape, 1, each).memory_bytes for each in (given, found))
+    small = make_runner(*KINDS, memory_budget_bytes=(needed + more) // 2, cache_bytes=0)
+    asked = {"layout": "tt", "rank": 40}
+    assert embedded(catalogue, small, volume, **asked).state is JobState.SUCCEEDED
+    ended = embedded(catalogue, small, volume, **asked, tolerance=0.01)
+    assert ended.error is not None
+    assert (ended.state, ended.error["code"]) == (JobState.FAILED, "over-budget")
+    assert ended.error["needed"] == more > ended.error["allowed"] == (needed + more) // 2
 
 
 def test_the_same_seed_gives_the_same_cores_to_the_last_bit(
@@ -147,7 +196,20 @@ def test_an_embedding_over_the_budget_is_refused_before_it_reads(
     )
 
 
-@pytest.mark.parametrize("parameters", [{"encoder": "guess"}, {"rank": 0}, {"layout": "ring"}, {"x": 1}])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"encoder": "guess"},
+        {"rank": 0},
+        {"layout": "ring"},
+        {"sampling": "voxel"},
+        {"oversampling": 0.5},
+        {"oversampling": 9},
+        {"tolerance": 0},
+        {"tolerance": 1},
+        {"x": 1},
+    ],
+)
 def test_bad_settings_fail_by_name(
     parameters: dict[str, Any], catalogue: Catalogue, runner: Runner, volume: VolumeRecord
 ) -> None:

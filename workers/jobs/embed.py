@@ -14,6 +14,7 @@ from pydantic import Field
 
 from models.cpic.embed import UNKNOWN_SCAN, EmbedConfig, Embedding, embed, estimate
 from models.cpic.encoder import ENCODERS, IntensityStatistics
+from models.cpic.fibres import SAMPLINGS
 from models.tt.qtt import LAYOUTS, ORDERS
 from models.types import Array, Int64
 from storage.cubes import CubeReader, ReadPlan, Size, sides
@@ -27,6 +28,8 @@ from workers.memory import peak_bytes
 
 CORES = "cores.safetensors"
 PACKAGES = ("tomotrain", "numpy", "torch", "zarr")
+UNITS = {"sampling": "bonds", "adapting": "rounds", "certificate": "voxels"}
+"""What the method counts in each of its phases."""
 
 
 def choices(table: Any) -> dict[str, Any]:
@@ -49,8 +52,33 @@ class EmbedParameters(Parameters):
         description="modes of the train: tt, one per axis; qtt, one per digit (fewer cubes, larger error)",
     )
     order: str = Field("sequential", json_schema_extra=choices(ORDERS), description="order of qtt's modes")
-    rank: int = Field(10, ge=1, le=512, description="highest rank of a bond")
-    sweeps: int = Field(2, ge=1, le=20, description="sweeps of the cross-approximation")
+    sampling: str = Field(
+        "block",
+        json_schema_extra=choices(SAMPLINGS),
+        description="block: all features of a cube are used together; "
+        "scalar: each number on its own, as in the paper (more cubes for the same)",
+    )
+    rank: int = Field(
+        10, ge=1, le=512, description="highest rank of a bond between voxels: how much the result can hold"
+    )
+    oversampling: float = Field(
+        2.0,
+        ge=1,
+        le=8,
+        description="fibres looked at per bond, over the rank: 1 interpolates (for smooth features), "
+        "more fits by least squares (for noise and edges); cubes grow with its square",
+    )
+    sweeps: int = Field(
+        1, ge=1, le=20, description="passes over the bonds; oversampling does more for an error than a second"
+    )
+    tolerance: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="error of an entry to aim at, over the largest entry seen: the ranks that this needs, up "
+        "to rank, are found, and oversampling and sweeps do not matter. For smooth features: noise takes "
+        "all of rank and many cubes, and errs more. null: rank as given",
+    )
     held_out: int = Field(1000, ge=4, le=1_000_000, description="voxels that the certificate is measured on")
     confidence: float = Field(0.95, gt=0, lt=1, description="of the certificate's bounds")
     seed: int = Field(0, ge=0, lt=1 << 63, description="of every random choice: same seed, same cores")
@@ -74,6 +102,13 @@ class EmbedResult(Result):
     )
     bytes_read: int | None = Field(description="compressed bytes fetched from the store")
     ranks: list[int] = Field(description="of the inner bonds")
+    sampling: str = Field(description="what was looked at together: block or scalar")
+    oversampling: float | None = Field(description="asked for; null where ranks were found for a tolerance")
+    sweeps: int | None = Field(description="null where ranks were found for a tolerance")
+    tolerance: float | None = Field(description="that ranks were found for; null where they were given")
+    set_sizes: list[int] = Field(
+        description="fibres chosen at each bond of the modes that were searched (block: those of the voxels)"
+    )
     certificate: dict[str, Any] = Field(description="errors on held-out cubes, with bounds")
     seconds: float
     peak_memory_bytes: int = Field(description="most resident memory of the job's process")
@@ -85,10 +120,10 @@ class EmbedResult(Result):
 
 
 class Embed(Kind[EmbedParameters]):
-    """C-PIC's forward pass: sample, interpolate, certify."""
+    """C-PIC's forward pass: sample, fit, certify."""
 
     name = "embed"
-    version = "1"
+    version = "2"
     title = "Embed"
     description = (
         "Approximates the features of all voxels by a tensor train that looks at few cubes of the volume, "
@@ -117,7 +152,7 @@ class Embed(Kind[EmbedParameters]):
                 config_of(parameters),
                 intensities(volume.stored.statistics),
                 device=context.device,
-                report=lambda phase, done, total: context.report(Progress(phase, done, total)),
+                report=lambda phase, done, total: context.report(progress(phase, done, total)),
             )
         finally:
             reader.close()
@@ -176,6 +211,11 @@ def config_of(parameters: EmbedParameters) -> EmbedConfig:
     return EmbedConfig(**parameters.model_dump())
 
 
+def progress(phase: str, done: int, total: int | None) -> Progress:
+    """How far the method has come, with the unit of its phase."""
+    return Progress(phase, done, total, UNITS.get(phase, ""))
+
+
 def intensities(statistics: Statistics) -> IntensityStatistics:
     """The scan's statistics, in the method's words."""
     return IntensityStatistics(statistics.minimum, statistics.maximum, statistics.mean, statistics.std)
@@ -205,7 +245,8 @@ def _result(
     cores: Artifact,
     seconds: float,
 ) -> EmbedResult:
-    stored, counts = volume.stored, source.reader.counts
+    stored, counts, config = volume.stored, source.reader.counts, embedding.config
+    given = config.tolerance is None
     local = context.settings.dask_scheduler == "threads"
     return EmbedResult(
         shape=list(stored.grid.shape),
@@ -215,7 +256,7 @@ def _result(
         unique_samples=embedding.all_sweeps.unique_samples,
         unique_cubes=embedding.all_sweeps.unique_cubes,
         cubes_read=counts.cubes,
-        cube_size=ENCODERS[embedding.config.encoder](
+        cube_size=ENCODERS[config.encoder](
             source.channels, 1, 0, UNKNOWN_SCAN, torch.device("cpu")
         ).cube_size,
         share_read=source.covered_voxels() / stored.grid.voxels,
@@ -223,12 +264,19 @@ def _result(
         chunk_share_read=counts.chunks / chunks_of(stored) if local else None,
         bytes_read=counts.bytes if local else None,
         ranks=list(embedding.ranks),
+        sampling=config.sampling,
+        oversampling=config.oversampling if given else None,
+        sweeps=config.sweeps if given else None,
+        tolerance=config.tolerance,
+        set_sizes=[
+            max(len(J), len(K)) for J, K in zip(embedding.sets.left, embedding.sets.right, strict=True)
+        ],
         certificate=embedding.certificate.to_json(),
         seconds=seconds,
         peak_memory_bytes=peak_bytes(),
         volume_digest=stored.digest,
         cores_digest=cores.sha256,
         packages={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        seed=embedding.config.seed,
+        seed=config.seed,
         device=context.device,
     )
