@@ -146,11 +146,11 @@ def test_a_tolerance_that_could_take_too_much_memory_is_refused_before_it_reads(
     catalogue: Catalogue, make_runner: Any, volume: VolumeRecord
 ) -> None:
     assert volume.stored is not None
-    given = EmbedConfig(**{**QUICK, "encoder": "identity", "layout": "tt", "rank": 40})
+    given = EmbedConfig(**{**QUICK, "encoder": "identity", "layout": "tt", "rank": 8})
     found = replace(given, tolerance=0.01)
     needed, more = (estimate(volume.stored.grid.shape, 1, each).memory_bytes for each in (given, found))
     small = make_runner(*KINDS, memory_budget_bytes=(needed + more) // 2, cache_bytes=0)
-    asked = {"layout": "tt", "rank": 40}
+    asked = {"layout": "tt", "rank": 8}
     assert embedded(catalogue, small, volume, **asked).state is JobState.SUCCEEDED
     ended = embedded(catalogue, small, volume, **asked, tolerance=0.01)
     assert ended.error is not None
