@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -31,10 +32,15 @@ class ForwardSet:
 
     @classmethod
     def of(cls, layout: Layout, sets: IndexSets) -> ForwardSet:
-        """The forward set of index sets. Raises InvalidShape where a bond is not nested."""
+        """The forward set of index sets.
+
+        Raises InvalidShape where a bond is not nested, and for a batch with 2^63 entries or more.
+        """
         _nested(layout, sets)
-        span = np.int64(np.prod(layout.padded))
-        volumes = np.arange(int(np.prod(sets.batch, dtype=np.int64))).reshape(*sets.batch, 1) * span
+        span, count = prod(layout.padded), prod(sets.batch)
+        if span * count >= 2**63:
+            raise InvalidShape(f"{count} volumes of {span:,} entries: a batch has less than 2^63 in all")
+        volumes = np.arange(count).reshape(*sets.batch, 1) * span
         blocks = [sets.block(layout, core) + volumes[..., None, None] for core in range(len(layout.modes))]
         crosses = [
             J[..., :, None] + K[..., None, :] + volumes[..., None]

@@ -54,8 +54,9 @@ def interpolate(
 
     Values (n, c) are all features of voxels: the train then has one more mode, of size c, if c is not 1.
     Gradients with respect to `values` are exact for fixed indices and combinations. Where M_k has numerical
-    rank below its size, its bond is cut to rows and columns that carry it (in a batch: filled up with zeros),
-    and T agrees with the samples as far as the tolerance goes; where it is zero, T is zero.
+    rank below its size, its bond is cut to rows and columns that carry it (in a batch: filled up with zeros):
+    T may then differ from samples at the others, which show a rank that M_k does not. Where it is zero, T is
+    zero.
     Raises InvalidShape where a bond is not square and is not combined, and NonFinite.
     """
     refuse_non_finite(values, "samples")

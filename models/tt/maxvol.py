@@ -81,7 +81,7 @@ def dominant_rows(
 
     `rank` is at most `count`, and as large if it is not given; the rows beyond it are those of a rectangular
     maxvol. Where a matrix has a lower numerical rank, the places left over follow `noise` (n, rank):
-    its columns, scaled to `rank_tolerance` times the matrix's norm, stand in for the ones that
+    its columns, scaled to `rank_tolerance` times the matrix's largest entry, stand in for the ones that
     are missing, so that an empty matrix gives rows as random as the noise.
     """
     *batch, n, m = matrices.shape
@@ -105,7 +105,7 @@ def _basis(matrices: Tensor, rank: int, rank_tolerance: float, noise: Tensor | N
     if columns.shape[2] < rank:
         columns = torch.nn.functional.pad(columns, (0, rank - columns.shape[2]))
     if noise is not None:
-        scale = rank_tolerance * torch.linalg.vector_norm(columns, dim=(1, 2))
+        scale = rank_tolerance * columns.abs().amax(dim=(1, 2))
         columns = columns + torch.where(scale > 0, scale, 1.0)[:, None, None] * noise
     basis: Tensor = torch.linalg.qr(columns)[0]
     return basis
