@@ -266,6 +266,17 @@ def test_covered_voxels_are_those_in_the_union(volume: VolumeRecord, tmp_path: P
     assert source.covered_voxels() == seen.sum()
 
 
+@pytest.mark.parametrize(
+    ("tolerance", "words"), [(1, "maximum of 1"), (0, "minimum of 0"), ("low", "'number', 'null'")]
+)
+def test_a_tolerance_is_refused_with_its_limit(tolerance: object, words: str) -> None:
+    schema = next(kind for kind in KINDS if kind.name == "embed").announcement().parameters_schema
+    jsonschema.validate({"tolerance": None}, schema)
+    jsonschema.validate({"tolerance": 0.5}, schema)
+    with pytest.raises(jsonschema.ValidationError, match=words):
+        jsonschema.validate({"tolerance": tolerance}, schema)
+
+
 def test_announcements_hold_json_schemas() -> None:
     for kind in KINDS:
         announced = kind.announcement()

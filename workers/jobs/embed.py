@@ -37,6 +37,12 @@ def choices(table: Any) -> dict[str, Any]:
     return {"enum": list(table)}
 
 
+def number_or_null(schema: dict[str, Any]) -> None:
+    """Put both into one schema: what refuses a number then names its limit, which `anyOf` does not."""
+    number, null = schema.pop("anyOf")
+    schema |= number | {"type": [number["type"], null["type"]]}
+
+
 class EmbedParameters(Parameters):
     """How to embed; see `models.cpic.embed.EmbedConfig`."""
 
@@ -75,6 +81,7 @@ class EmbedParameters(Parameters):
         None,
         gt=0,
         lt=1,
+        json_schema_extra=number_or_null,
         description="error of an entry to aim at, over the largest entry seen: the ranks that this needs, up "
         "to rank, are found, and oversampling and sweeps do not matter. For smooth features: noise takes "
         "all of rank and many cubes, and errs more. null: rank as given",
