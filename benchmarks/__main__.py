@@ -14,6 +14,7 @@ from pathlib import Path
 
 BENCHMARKS = {
     "cpic_cross": "cross-approximation against tntorch and teneva: evaluations, time, error",
+    "cpic_encode": "encoding a train's voxels in tubes, planes and bricks, against single cubes",
     "cpic_gradient": "gradients with fixed indices against tntorch's cross_forward; index batching",
     "cpic_projection": "feature projection by the Gram matrix against tntorch's rounded stack",
     "cpic_silent": "errors that go unnoticed: a kink in six dimensions, and the certificate's coverage",

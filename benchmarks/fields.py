@@ -7,7 +7,7 @@ the peers, look at a field through one `Probe`, which counts what was really eva
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.tt.qtt import Layout
-from models.types import Int64
+from models.types import Array, Int64, Size
 
 Values = NDArray[np.float64]
 Field = Callable[[Int64], Values]
+Family = Callable[[Int64, Int64], Values]
+"""Rows (m, 4), and the number of the field that each is for, (m,), to values (m,)."""
+Waves = tuple[Values, Values, Values]
+"""Wave vectors (n, 3, 3) per voxel, phases (n, 3) and amplitudes (n, 3) of n sums of three waves."""
 
 DATA = Path(os.environ.get("TOMOTRAIN_DATA", Path(__file__).parents[2] / "shared" / "data"))
 HEAD = "dev/nifti/stroke_T1.nii.gz"
@@ -42,26 +46,48 @@ def sigmoid_waves(
     p ~ U(0, 2 pi); x = index / (size - 1). The members of a family have the same parameters, each moved by
     `spread` times a normal deviate (for w times the bandwidth too) that is the member's own.
     """
+    waves = _waves(size, features, bandwidth, seed, member, spread)
+    return lambda rows: _sigmoid(rows[:, :3], rows[:, 3], waves)
+
+
+def sigmoid_family(
+    size: int,
+    features: int,
+    members: Sequence[int],
+    *,
+    bandwidth: float = 0.6,
+    seed: int = 0,
+    spread: float = 0.2,
+) -> Family:
+    """Members of the family of `sigmoid_waves`, evaluated together."""
+    each = [_waves(size, features, bandwidth, seed, member, spread) for member in members]
+    vectors, phases, amplitudes = (np.concatenate(parts) for parts in zip(*each, strict=True))
+    return lambda rows, owners: _sigmoid(
+        rows[:, :3], owners * features + rows[:, 3], (vectors, phases, amplitudes)
+    )
+
+
+def _waves(size: int, features: int, bandwidth: float, seed: int, member: int | None, spread: float) -> Waves:
     generator = np.random.default_rng(seed)
-    waves = generator.normal(size=(features, 3, 3)) * bandwidth
+    vectors = generator.normal(size=(features, 3, 3)) * bandwidth
     phases = generator.uniform(0, 2 * np.pi, (features, 3))
     amplitudes = generator.normal(size=(features, 3))
     if member is not None:
         own = np.random.default_rng((seed, member))
-        waves = waves + spread * bandwidth * own.normal(size=waves.shape)
+        vectors = vectors + spread * bandwidth * own.normal(size=vectors.shape)
         phases = phases + spread * own.normal(size=phases.shape)
         amplitudes = amplitudes + spread * own.normal(size=amplitudes.shape)
-    waves = waves / (size - 1)
+    return vectors / (size - 1), phases, amplitudes
 
-    def value(rows: Int64) -> Values:
-        at, feature = rows[:, :3].astype(np.float64), rows[:, 3]
-        total = np.zeros(len(rows))
-        for j in range(3):
-            angle = np.einsum("md,md->m", at, waves[feature, j]) + phases[feature, j]
-            total += amplitudes[feature, j] * np.sin(angle)
-        return np.asarray(1 / (1 + np.exp(-total)))
 
-    return value
+def _sigmoid(at: Int64, row: Int64, waves: Waves) -> Values:
+    """The sigmoid of the sum of the waves in `row` (m,) at voxels (m, 3)."""
+    vectors, phases, amplitudes = waves
+    points, total = at.astype(np.float64), np.zeros(len(at))
+    for j in range(3):
+        angle = np.einsum("md,md->m", points, vectors[row, j]) + phases[row, j]
+        total += amplitudes[row, j] * np.sin(angle)
+    return np.asarray(1 / (1 + np.exp(-total)))
 
 
 def hilbert(size: int) -> Field:
@@ -116,6 +142,40 @@ def head(size: int) -> Values:
     image = (image - image.min()) / np.ptp(image)
     zoomed: Values = zoom(image, [size / n for n in image.shape], order=1)
     return zoomed
+
+
+class SmoothVolume:
+    """A smooth volume of size^3 as a source of boxes, computed where it is asked for."""
+
+    channels = 1
+
+    def __init__(self, size: int, phase: float = 0.0) -> None:
+        self.shape = (size, size, size)
+        self._phase = phase
+
+    def cubes(self, origins: Int64, size: Size) -> Array:
+        """sin(4 (z + y^2) + phase) + cos 5 (x - z) on the unit cube, and on beyond it."""
+        box = (size,) * 3 if isinstance(size, int) else size
+        axes = [(origins[:, k, None] + np.arange(side)) / (self.shape[k] - 1) for k, side in enumerate(box)]
+        z, y, x = axes[0][:, :, None, None], axes[1][:, None, :, None], axes[2][:, None, None, :]
+        return np.asarray((np.sin(4 * (z + y**2) + self._phase) + np.cos(5 * (x - z)))[:, None])
+
+
+class Volume:
+    """A volume (z, y, x) in memory as a source of boxes that reach up to `margin` voxels beyond it, zeros."""
+
+    channels = 1
+
+    def __init__(self, values: NDArray[Any], margin: int) -> None:
+        self.shape = values.shape
+        self._padded, self._margin = np.pad(values, margin), margin
+
+    def cubes(self, origins: Int64, size: Size) -> Array:
+        """Boxes with the lowest corners `origins` (n, 3)."""
+        box = (size,) * 3 if isinstance(size, int) else size
+        windows = np.lib.stride_tricks.sliding_window_view(self._padded, box)
+        z, y, x = (origins + self._margin).T
+        return np.asarray(windows[z, y, x][:, None])
 
 
 class Probe:

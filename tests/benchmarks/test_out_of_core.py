@@ -39,17 +39,18 @@ def test_the_body_looks_the_same_at_every_size() -> None:
     assert np.ptp(coarse) > 1000
 
 
-def row_of(size: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.out_of_core", str(size)]
+def row_of(size: int, mode: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.out_of_core", str(size), mode]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=280)
     return json.loads(done.stdout)
 
 
 @pytest.mark.slow
 def test_8192_cubed_within_two_gib_and_four_thousand_cubes() -> None:
-    small, large = row_of(256), row_of(8192)
+    small, large, block = row_of(256, "paper"), row_of(8192, "paper"), row_of(8192, "block")
     assert (large["samples"], large["unique_samples"]) == (7488, 3720)
     assert large["unique_cubes"] <= 4000
     assert large["unique_cubes_all_sweeps"] <= 10_000
     assert large["unique_cubes"] <= 2 * small["unique_cubes"]
     assert large["peak_rss_mib"] <= 2048
+    assert block["unique_cubes"] == block["unique_cubes_all_sweeps"] <= 4000
