@@ -14,6 +14,8 @@ from safetensors.numpy import load, save
 
 from models.cpic.embed import EmbedConfig, Embedding, embed, estimate, features_at
 from models.cpic.encoder import IntensityStatistics
+from models.cpic.encoding import batches
+from models.cpic.index_sets import nested_samples
 from models.errors import InvalidConfig, InvalidShape
 from models.types import CubeSource
 
@@ -50,14 +52,49 @@ def test_what_was_looked_at_is_what_was_estimated(name: str) -> None:
     assert embedding.all_sweeps.unique_samples <= foreseen.all_sweeps.unique_samples
     assert embedding.all_sweeps.unique_cubes <= foreseen.all_sweeps.unique_cubes
     assert len(source.asked) <= foreseen.cubes
-    assert set(source.asked.values()) == {1}  # each unique cube was read, and encoded, once
     assert embedding.forward.unique_cubes <= embedding.all_sweeps.unique_cubes
+
+
+@pytest.mark.parametrize("sampling", ["block", "scalar"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_voxel_is_encoded_exactly_once(
+    name: str, sampling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[Array] = []
+
+    def counting(scans: Any, missing: Any) -> Any:
+        encoded.extend(missing)
+        return batches(scans, missing)
+
+    monkeypatch.setattr("models.cpic.field.batches", counting)
+    config = replace(CONFIGS[name], sampling=sampling, sweeps=2)
+    embedding, source = embedded(body(SHAPE), config)
+    voxels = np.concatenate(encoded)
+    assert len(np.unique(voxels)) == len(voxels)
+    held_out = len(voxels) - embedding.all_sweeps.unique_cubes
+    assert 0 <= held_out <= config.held_out
+    if config.encoder == "identity":  # which reads single voxels: nothing but those is read
+        read = {tuple(place) for place in np.stack(np.unravel_index(voxels, SHAPE), axis=-1).tolist()}
+        assert {asked[3:] for asked in source.asked} == read
+        assert set(source.asked.values()) == {1}
+
+
+def test_the_papers_mode_is_scalar_without_oversampling() -> None:
+    config = EmbedConfig(n_dim=5, rank=6, sampling="scalar", oversampling=1, sweeps=2, held_out=100)
+    embedding, _ = embedded(body(SHAPE), config)
+    sizes = [(len(J), len(K)) for J, K in zip(embedding.sets.left, embedding.sets.right, strict=True)]
+    assert all(p == q <= 6 for p, q in sizes)
+    assert len(embedding.sets.left) == len(embedding.layout.modes) - 1
+    counted = nested_samples(embedding.layout.modes, embedding.sets.sizes)
+    assert (embedding.forward.samples, embedding.forward.unique_samples) == counted
 
 
 @pytest.mark.parametrize("layout", ["tt", "qtt"])
 def test_identity_reproduces_a_smooth_volume_as_well_as_its_certificate_says(layout: str) -> None:
     volume = body(SHAPE)
-    config = EmbedConfig(encoder="identity", layout=layout, rank=14, held_out=4000)
+    config = EmbedConfig(
+        encoder="identity", layout=layout, rank=20, oversampling=1.5, sweeps=2, held_out=4000
+    )
     embedding, _ = embedded(volume, config)
     voxels = np.indices(SHAPE).reshape(3, -1).T
     facts = statistics(volume)
@@ -219,9 +256,10 @@ def test_settings_that_make_no_sense_are_named(settings: dict[str, Any]) -> None
 
 
 def test_the_largest_volumes_are_estimated_without_reading() -> None:
-    forward = estimate((8192, 8192, 8192), 1, EmbedConfig()).forward
+    paper = EmbedConfig(sampling="scalar", oversampling=1, sweeps=2)
+    forward = estimate((8192, 8192, 8192), 1, paper).forward
     assert (forward.samples, forward.unique_samples) == (7488, 3720)  # papers/cpic.md, section 5
-    tt = estimate((256, 256, 256), 1, EmbedConfig(layout="tt"))
+    tt = estimate((256, 256, 256), 1, replace(paper, layout="tt"))
     assert (tt.forward.samples, tt.forward.unique_samples) == (53_920, 53_620)
     small, large = (estimate((n,) * 3, 1, EmbedConfig()).memory_bytes for n in (256, 8192))
     assert large < 1.5 * small
