@@ -57,6 +57,8 @@ CASES = {
     "random_cpic, qtt": ([256, 256, 256], 1, {}),
     "random_cpic, qtt, rank 40": ([64, 64, 64], 1, {"rank": 40, "sweeps": 1}),
     "random_cpic, tt": ([100, 90, 80], 1, {"layout": "tt", "rank": 6, "sweeps": 1}),
+    "random_cpic, scalar": ([128, 128, 128], 1, {"sampling": "scalar", "oversampling": 1, "sweeps": 2}),
+    "identity, tolerance": ([64, 64, 64], 1, IDENTITY | {"tolerance": 1e-2, "rank": 12}),
     "random_cpic, many features": ([32, 32, 32], 2, {"n_dim": 200, "rank": 12, "sweeps": 1}),
 }
 
