@@ -18,6 +18,7 @@ from models.cpic.forward_set import ForwardSet
 from models.cpic.index_sets import IndexSets, random_start
 from models.cpic.moments import Pooling, pooled_moments
 from models.errors import InvalidConfig, InvalidShape
+from models.keys import distinct
 from models.tt.qtt import LAYOUTS, ORDERS, Layout, make_layout
 from models.tt.train import TensorTrain
 from models.types import Int64, Report
@@ -171,7 +172,7 @@ class Fibres:
     ) -> Fibres:
         forward = ForwardSet.of(field.layout, sets)
         field(forward.keys)  # what the sweeps did not see of it is encoded, and counted, with the rest
-        voxels = np.unique(field.voxels(forward.keys))
+        voxels = distinct(field.voxels(forward.keys))
         tolerance = field.encoded.scan.encoder.rank_tolerance
         return cls(config, layout, sets, forward, voxels, rightward, tolerance)
 

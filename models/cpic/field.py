@@ -19,6 +19,7 @@ from models.cpic.encoder import Encoder
 from models.cpic.encoding import ENCODE_BATCH, FETCH_BYTES, Scan, batches, check, naming, shares
 from models.cpic.raw_boxes import RawBoxes, Rows
 from models.errors import InvalidShape
+from models.keys import distinct
 from models.tt.qtt import Layout
 from models.types import CubeSource, Int64
 
@@ -87,7 +88,7 @@ class EncodedVoxels:
         if self._version != self._weights_version():
             self.forget()
         new = self._rows.find(voxels) < 0
-        return np.unique(voxels[new]) if new.any() else voxels[:0]
+        return distinct(voxels[new]) if new.any() else voxels[:0]
 
     def keep(self, voxels: Int64, values: Tensor) -> None:
         """Store the features (m, f) of unknown voxels (m,)."""
@@ -185,7 +186,7 @@ class Field(ABC):
 
     def _count_waiting(self) -> None:
         if self._waiting:
-            self._keys = np.unique(np.concatenate([self._keys, *self._waiting]))
+            self._keys = distinct(np.concatenate([self._keys, *self._waiting]))
             self._waiting, self._waiting_keys = [], 0
 
 

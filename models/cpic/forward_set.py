@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.cpic.index_sets import IndexSets
 from models.errors import InvalidShape
+from models.keys import distinct
 from models.tt.qtt import Layout
 from models.types import Int64
 
@@ -46,7 +47,7 @@ class ForwardSet:
             J[..., :, None] + K[..., None, :] + volumes[..., None]
             for J, K in zip(sets.left, sets.right, strict=True)
         ]
-        keys = np.unique(np.concatenate([block.ravel() for block in blocks]))
+        keys = distinct(np.concatenate([block.ravel() for block in blocks]))
         first = np.searchsorted(keys, np.arange(volumes.size + 1) * span)
         return cls(
             keys % span,
