@@ -136,7 +136,7 @@ def show(result: dict[str, Any]) -> None:
     print()
     for key, value in result.items():
         if key not in {"cases", "skipped", "targets"}:
-            print(f"{key:<24}{value:.4g}" if isinstance(value, int | float) else f"{key:<24}{value}")
+            print(f"{key:<28}{value:.4g}" if isinstance(value, int | float) else f"{key:<28}{value}")
     for reason in result["skipped"].values():
         print(f"skipped: {reason}")
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -230,16 +230,17 @@ def index_batching(size: int) -> dict[str, Any]:
         volume.forget()
         return slope(index_batched([volume], [voxels], chunk=chunk)[0])
 
-    one_graph, one_graph_s = timed(all_cubes)
-    _, same_boxes_s = timed(all_boxes)
-    chunks: dict[str, dict[str, float]] = {}
-    for chunk in CHUNKS:
-        gradient, chunk_s = timed(partial(two_stages, chunk))
-        chunks[str(chunk)] = {
-            "difference": float((gradient - one_graph).norm() / one_graph.norm()),
-            "time_ratio": chunk_s / one_graph_s,
-            "time_ratio_same_boxes": chunk_s / same_boxes_s,
+    ways = {"cubes": all_cubes, "boxes": all_boxes} | {str(c): partial(two_stages, c) for c in CHUNKS}
+    gradients, seconds = timed(ways)
+    one_graph = gradients["cubes"]
+    chunks = {
+        chunk: {
+            "difference": float((gradients[chunk] - one_graph).norm() / one_graph.norm()),
+            "time_ratio": seconds[chunk] / seconds["cubes"],
+            "time_ratio_same_boxes": seconds[chunk] / seconds["boxes"],
         }
+        for chunk in map(str, CHUNKS)
+    }
     worst = {key: max(row[key] for row in chunks.values()) for key in chunks[str(CHUNKS[0])]}
     return {
         "index_batching": worst["difference"],
@@ -250,11 +251,13 @@ def index_batching(size: int) -> dict[str, Any]:
     }
 
 
-def timed(way: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    """The answer, and the median of three times in seconds."""
-    seconds = []
+def timed(ways: Mapping[str, Callable[[], Tensor]]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """What each way answers, and its median of three times in seconds, in turn."""
+    answers: dict[str, Tensor] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(3):
-        start = time.perf_counter()
-        answer = way()
-        seconds.append(time.perf_counter() - start)
-    return answer, statistics.median(seconds)
+        for name, way in ways.items():
+            start = time.perf_counter()
+            answers[name] = way()
+            seconds[name].append(time.perf_counter() - start)
+    return answers, {name: statistics.median(times) for name, times in seconds.items()}
