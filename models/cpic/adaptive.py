@@ -21,7 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
+from operator import mul
 
 import numpy as np
 import torch
@@ -206,13 +208,14 @@ class ErrorSearch:
 
 def most_samples(modes: Sequence[int], rank: int, config: AdaptiveConfig) -> int:
     """No run with ranks up to `rank` looks at more entries than this, with repetition."""
-    sizes = feasible_ranks(modes, rank)
-    wide = feasible_ranks(modes, rank + 2 * config.pivots + config.extra)
-    sweep = 2 * nested_samples(modes, sizes, wide)[0] + nested_samples(modes, sizes)[0]
-    superblocks = 0
-    for p, n, m, q in zip((1, *sizes[:-1]), modes[:-1], modes[1:], (*sizes[1:], 1), strict=True):
-        whole = p * n * m * q
-        superblocks += whole if whole <= config.superblock else config.probes
+    before, behind = accumulate(modes[:-1], mul), [prod(modes[bond + 1 :]) for bond in range(len(modes) - 1)]
+    prefixes = [min(rank, most) for most in before]
+    suffixes = feasible_ranks(modes, rank)
+    widened = 2 * config.pivots + config.extra
+    wide = [min(size + widened, most) for size, most in zip(suffixes, behind, strict=True)]
+    sweep = nested_samples(modes, prefixes, wide)[0] + 2 * nested_samples(modes, prefixes, suffixes)[0]
+    sides = zip((1, *prefixes[:-1]), modes[:-1], modes[1:], (*suffixes[1:], 1), strict=True)
+    superblocks = sum(max(config.probes, min(prod(side), config.superblock)) for side in sides)
     ascents = sum(min(n, config.candidates) for n in modes) + 1
     search = (config.searchers + config.pivots) * ascents
     return config.rounds * (sweep + superblocks + search)

@@ -216,6 +216,14 @@ def test_no_run_looks_at_more_than_announced(layout: Layout, rank: int, seed: in
     assert announced / 20 < field.samples <= announced
 
 
+def test_no_run_on_vectors_looks_at_more_than_announced() -> None:
+    layout = tt_layout((40, 3, 2), 64).spatial()
+    field = Counted(lambda keys: noise(keys[..., None] * 64 + np.arange(64)))
+    adapt(field, layout, max_rank=12, rounds=4)
+    announced = most_samples(layout.modes, 12, AdaptiveConfig(max_rank=12, rounds=4))
+    assert announced / 20 < field.samples <= announced
+
+
 def test_the_same_seed_gives_the_same_bits() -> None:
     layout = qtt_layout((16, 16, 16), 2)
     train = random_train(layout.modes, 5, 1)
