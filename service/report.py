@@ -73,11 +73,12 @@ def _choice(result: dict[str, Any]) -> list[tuple[str, str]]:
     """How fibres were chosen; nothing where a service of an earlier version does not say."""
     if "sampling" not in result:
         return []
-    how = (
-        f"{result['oversampling']:g} times the rank, {_counted(result['sweeps'], 'sweep')}"
-        if result["tolerance"] is None
-        else f"ranks found for a tolerance of {result['tolerance']:g}"
-    )
+    if result["converged"]:
+        how = f"ranks found for a tolerance of {result['tolerance']:g}"
+    else:
+        how = f"{result['oversampling']:g} times the rank, {_counted(result['sweeps'], 'sweep')}"
+    if result["converged"] is False:
+        how += f"; no ranks found for a tolerance of {result['tolerance']:g}"
     most = max(result["set_sizes"], default=1)
     return [("fibres chosen", f"up to {most:,} per bond ({how}); sampling by {result['sampling']}")]
 

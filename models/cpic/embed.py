@@ -110,7 +110,8 @@ class Embedding:
     """The result: train, the indices that it was interpolated from, what that took, and how good it is.
 
     `forward` counts the forward set alone (all that a pass with known indices needs), `all_sweeps`
-    everything that was looked at to choose it; held-out voxels are in neither.
+    everything that was looked at to choose it; held-out voxels are in neither. `converged` says whether ranks
+    were found for the tolerance; None where there is none.
     """
 
     config: EmbedConfig
@@ -119,6 +120,7 @@ class Embedding:
     sets: IndexSets
     forward: Counts
     all_sweeps: Counts
+    converged: bool | None
     certificate: Certificate
 
     @property
@@ -143,6 +145,7 @@ class Embedding:
             "modes": list(self.layout.modes),
             "strides": list(self.layout.strides),
             "ranks": list(self.ranks),
+            "converged": self.converged,
             "forward": asdict(self.forward),
             "all_sweeps": asdict(self.all_sweeps),
             "certificate": self.certificate.to_json(),
@@ -173,6 +176,7 @@ class Embedding:
             ),
             forward=Counts(**manifest["forward"]),
             all_sweeps=Counts(**manifest["all_sweeps"]),
+            converged=manifest.get("converged"),
             certificate=Certificate.from_json(manifest["certificate"]),
         )
 
@@ -187,9 +191,9 @@ def embed(
 ) -> Embedding:
     """The embedding of a volume. Same source, config and device: same bits, on a CPU.
 
-    `report` is called between steps with the phases "sampling" and "certificate"; what it raises ends the
-    work. Raises SourceFailed, NonFiniteSample and SampleOutOfRange (naming the voxel), and InvalidShape
-    (naming the limit).
+    `report` is called between steps with the phases "adapting" (with a tolerance), "sampling" and
+    "certificate"; what it raises ends the work. Raises SourceFailed, NonFiniteSample and SampleOutOfRange
+    (naming the voxel), and InvalidShape (naming the limit).
     """
     device = torch.device(device)
     encoder = _encoder(source.channels, config, statistics, device)
@@ -206,6 +210,7 @@ def embed(
         sets=fibres.sets,
         forward=Counts(forward.samples, len(forward.keys), len(fibres.voxels)),
         all_sweeps=field.counts,
+        converged=fibres.converged,
         certificate=_certificate(train, layout, voxels, encoder, config, report),
     )
 
@@ -228,7 +233,8 @@ def estimate(shape: tuple[int, int, int], channels: int, config: EmbedConfig) ->
     asked = config.sweeps * rightward + (config.sweeps - 1) * leftward + unique
     seen = (2 * config.sweeps - 1) * unique
     if config.tolerance is not None:
-        asked = seen = most_samples(modes, config.rank, config.fibres.adaptive)
+        most = most_samples(modes, config.rank, config.fibres.adaptive)
+        asked, seen = asked + most, seen + most
     all_sweeps = Counts(asked, min(seen, prod(modes)), min(seen, layout.voxels))
     return Estimate(
         forward,
@@ -236,6 +242,11 @@ def estimate(shape: tuple[int, int, int], channels: int, config: EmbedConfig) ->
         config.held_out,
         _memory(channels, encoder, config, all_sweeps, samples, max(blocks), width),
     )
+
+
+def cube_size(channels: int, config: EmbedConfig) -> int:
+    """Edge of the cube around a voxel that its features depend on."""
+    return _encoder(channels, config, UNKNOWN_SCAN, torch.device("cpu")).cube_size
 
 
 def _memory(

@@ -36,7 +36,7 @@ class FibreConfig:
     together) or `scalar` (each entry on its own, as in the paper). `rank` is a cap: bonds that carry less
     have less. `oversampling` is the size of index sets over the rank: 1 is interpolation, which suits smooth
     fields; 2 is a least-squares fit, which rough ones need. With a `tolerance`, ranks up to `rank` are found
-    for it, and `sweeps` and `oversampling` do not matter.
+    for it; where there are none, fibres are chosen as without it.
     """
 
     layout: str = "qtt"
@@ -88,7 +88,7 @@ class Fibres:
     """Fibres that were chosen in one volume. Make them with `choose`.
 
     `voxels` (m,) are the voxels that the forward set reads, linear, ascending and distinct. `rightward` says
-    which way the last half-sweep went.
+    which way the last half-sweep went, `converged` whether ranks were found for a tolerance.
     """
 
     config: FibreConfig
@@ -97,6 +97,7 @@ class Fibres:
     forward: ForwardSet
     voxels: Int64
     rightward: bool
+    converged: bool | None
     rank_tolerance: float
 
     @classmethod
@@ -114,25 +115,25 @@ class Fibres:
         layout = config.train_layout(volume.scan.shape, encoder.features)
         field = field_of(volume, config, layout) if field is None else field
         start_seed, cross_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
-        size = config.set_size if config.tolerance is None else min(config.rank, FIRST_RANK)
-        start = random_start(field.layout, size, start_seed)
-        if config.tolerance is None:
-            sets = cross(
-                field,
-                field.layout,
-                start,
-                rank=config.rank,
-                sweeps=config.sweeps,
-                seed=cross_seed,
-                rank_tolerance=encoder.rank_tolerance,
-                report=report,
-            )
-        else:
+        if config.tolerance is not None:
+            start = random_start(field.layout, min(config.rank, FIRST_RANK), start_seed)
             found = adaptive_cross(
                 field, field.layout, start, config.adaptive, seed=cross_seed, report=report
             )
-            sets = found.sets
-        return cls._of(field, config, layout, sets, rightward=config.tolerance is None)
+            if found.converged:
+                return cls._of(field, config, layout, found.sets, rightward=False, converged=True)
+        sets = cross(
+            field,
+            field.layout,
+            random_start(field.layout, config.set_size, start_seed),
+            rank=config.rank,
+            sweeps=config.sweeps,
+            seed=cross_seed,
+            rank_tolerance=encoder.rank_tolerance,
+            report=report,
+        )
+        converged = None if config.tolerance is None else False
+        return cls._of(field, config, layout, sets, rightward=True, converged=converged)
 
     def refreshed(self, volume: EncodedVoxels, seed: int, *, field: Field | None = None) -> Fibres:
         """The fibres after one more half-sweep, back the way that the last one came.
@@ -149,7 +150,8 @@ class Fibres:
         choose = Chooser(self.config.rank, self.rank_tolerance, generator, lambda: None)
         half_sweep = leftward if self.rightward else rightward
         sets = half_sweep(field, field.layout, self.sets, choose)
-        return self._of(field, self.config, self.layout, sets, rightward=not self.rightward)
+        turned = not self.rightward
+        return self._of(field, self.config, self.layout, sets, rightward=turned, converged=self.converged)
 
     def train(self, values: Float[Tensor, "m f"]) -> TensorTrain:
         """The train that the features of `voxels` make, differentiable in them."""
@@ -168,13 +170,27 @@ class Fibres:
 
     @classmethod
     def _of(
-        cls, field: Field, config: FibreConfig, layout: Layout, sets: IndexSets, *, rightward: bool
+        cls,
+        field: Field,
+        config: FibreConfig,
+        layout: Layout,
+        sets: IndexSets,
+        *,
+        rightward: bool,
+        converged: bool | None,
     ) -> Fibres:
         forward = ForwardSet.of(field.layout, sets)
         field(forward.keys)  # what the sweeps did not see of it is encoded, and counted, with the rest
-        voxels = distinct(field.voxels(forward.keys))
-        tolerance = field.encoded.scan.encoder.rank_tolerance
-        return cls(config, layout, sets, forward, voxels, rightward, tolerance)
+        return cls(
+            config=config,
+            layout=layout,
+            sets=sets,
+            forward=forward,
+            voxels=distinct(field.voxels(forward.keys)),
+            rightward=rightward,
+            converged=converged,
+            rank_tolerance=field.encoded.scan.encoder.rank_tolerance,
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,6 +35,7 @@ RESULT: dict[str, Any] = {
     "oversampling": 2.0,
     "sweeps": 1,
     "tolerance": None,
+    "converged": None,
     "set_sizes": [3, 9, 20],
     "seconds": 5.3,
     "peak_memory_bytes": 422 << 20,
@@ -153,15 +154,23 @@ def reported(result: dict[str, Any]) -> dict[str, str]:
 
 
 def test_the_report_says_how_fibres_were_chosen() -> None:
-    adapted = {"oversampling": None, "sweeps": None, "tolerance": 0.02, "sampling": "scalar"}
+    adapted = {
+        "oversampling": None,
+        "sweeps": None,
+        "tolerance": 0.02,
+        "converged": True,
+        "sampling": "scalar",
+    }
     assert reported(RESULT | adapted)["fibres chosen"] == (
         "up to 20 per bond (ranks found for a tolerance of 0.02); sampling by scalar"
     )
+    missed = reported(RESULT | {"tolerance": 0.02, "converged": False})["fibres chosen"]
+    assert "2 times the rank, 1 sweep; no ranks found for a tolerance of 0.02" in missed
     assert "2 sweeps" in reported(RESULT | {"sweeps": 2})["fibres chosen"]
 
 
 def test_a_result_of_an_earlier_version_is_reported_without_what_it_lacks() -> None:
-    newer = {"sampling", "oversampling", "sweeps", "tolerance", "set_sizes"}
+    newer = {"sampling", "oversampling", "sweeps", "tolerance", "converged", "set_sizes"}
     told = reported({name: value for name, value in RESULT.items() if name not in newer})
     assert set(reported(RESULT)) - set(told) == {"fibres chosen"}
 

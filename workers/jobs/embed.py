@@ -9,10 +9,9 @@ from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from pydantic import Field
 
-from models.cpic.embed import UNKNOWN_SCAN, EmbedConfig, Embedding, embed, estimate
+from models.cpic.embed import EmbedConfig, Embedding, cube_size, embed, estimate
 from models.cpic.encoder import ENCODERS, IntensityStatistics
 from models.cpic.fibres import SAMPLINGS
 from models.tt.qtt import LAYOUTS, ORDERS
@@ -83,8 +82,8 @@ class EmbedParameters(Parameters):
         lt=1,
         json_schema_extra=number_or_null,
         description="error of an entry to aim at, over the largest entry seen: the ranks that this needs, up "
-        "to rank, are found, and oversampling and sweeps do not matter. For smooth features: noise takes "
-        "all of rank and many cubes, and errs more. null: rank as given",
+        "to rank, are found. For smooth features: noise needs more ranks than there are, and after reading "
+        "many cubes the rank is used as given. null: as given at once",
     )
     held_out: int = Field(1000, ge=4, le=1_000_000, description="voxels that the certificate is measured on")
     confidence: float = Field(0.95, gt=0, lt=1, description="of the certificate's bounds")
@@ -110,9 +109,12 @@ class EmbedResult(Result):
     bytes_read: int | None = Field(description="compressed bytes fetched from the store")
     ranks: list[int] = Field(description="of the inner bonds")
     sampling: str = Field(description="what was looked at together: block or scalar")
-    oversampling: float | None = Field(description="asked for; null where ranks were found for a tolerance")
+    oversampling: float | None = Field(description="fibres over rank; null where ranks were found")
     sweeps: int | None = Field(description="null where ranks were found for a tolerance")
-    tolerance: float | None = Field(description="that ranks were found for; null where they were given")
+    tolerance: float | None = Field(description="that ranks were looked for; null where they were given")
+    converged: bool | None = Field(
+        description="whether ranks were found for the tolerance; null where there is none"
+    )
     set_sizes: list[int] = Field(
         description="fibres chosen at each bond of the modes that were searched (block: those of the voxels)"
     )
@@ -253,7 +255,7 @@ def _result(
     seconds: float,
 ) -> EmbedResult:
     stored, counts, config = volume.stored, source.reader.counts, embedding.config
-    given = config.tolerance is None
+    given = not embedding.converged
     local = context.settings.dask_scheduler == "threads"
     return EmbedResult(
         shape=list(stored.grid.shape),
@@ -263,9 +265,7 @@ def _result(
         unique_samples=embedding.all_sweeps.unique_samples,
         unique_cubes=embedding.all_sweeps.unique_cubes,
         cubes_read=counts.cubes,
-        cube_size=ENCODERS[config.encoder](
-            source.channels, 1, 0, UNKNOWN_SCAN, torch.device("cpu")
-        ).cube_size,
+        cube_size=cube_size(source.channels, config),
         share_read=source.covered_voxels() / stored.grid.voxels,
         chunks_read=counts.chunks if local else None,
         chunk_share_read=counts.chunks / chunks_of(stored) if local else None,
@@ -275,6 +275,7 @@ def _result(
         oversampling=config.oversampling if given else None,
         sweeps=config.sweeps if given else None,
         tolerance=config.tolerance,
+        converged=embedding.converged,
         set_sizes=[
             max(len(J), len(K)) for J, K in zip(embedding.sets.left, embedding.sets.right, strict=True)
         ],
