@@ -19,7 +19,7 @@ ranks grow nor the error falls: `max_rank` is then not enough, as on data withou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -35,6 +35,7 @@ from models.cpic.fit import train_of
 from models.cpic.forward_set import ForwardSet
 from models.cpic.index_sets import TRIVIAL, IndexSets, block, feasible_ranks, nested_samples
 from models.errors import InvalidConfig, InvalidShape
+from models.keys import distinct
 from models.tt.maxvol import RANK_TOLERANCE, numerical_rank
 from models.tt.qtt import Layout
 from models.tt.train import TensorTrain
@@ -99,11 +100,13 @@ def adaptive_cross(
     config: AdaptiveConfig,
     *,
     seed: int = 0,
+    rank_tolerance: float = RANK_TOLERANCE,
     report: Report = ignore,
 ) -> Adapted:
     """Index sets of the ranks that the tensor needs for the tolerance, from the suffixes of `start`.
 
-    `report` is called after each round with the phase "adapting". Raises InvalidShape for batched sets, and
+    Singular values below `rank_tolerance` times the largest of their bond count as zero. `report` is called
+    after each step with the phase "adapting" and the rounds done. Raises InvalidShape for batched sets, and
     NonFiniteSample.
     """
     if start.batch:
@@ -112,11 +115,19 @@ def adaptive_cross(
     search = ErrorSearch(sample, layout, config, generator)
     wide, clean, stalled = start, 0, 0
     most, least = 0, float("inf")
+    cut = max(CUT * config.tolerance, rank_tolerance)
     for done in range(1, config.rounds + 1):
-        sets = _resized(sample, layout, wide, config, generator)
+
+        def stepped(before: int = done - 1) -> None:
+            report("adapting", before, config.rounds)
+
+        sets = _resized(sample, layout, wide, config.max_rank, cut, generator, stepped)
         forward = ForwardSet.of(layout, sets)
-        train = train_of(sample(forward.keys), forward, config.max_rank)
-        pivots = [search.superblock(train, sets, bond, clean > 0) for bond in range(len(sets.right))]
+        train = train_of(sample(forward.keys), forward, config.max_rank, rank_tolerance=rank_tolerance)
+        pivots = []
+        for bond in range(len(sets.right)):
+            pivots.append(search.superblock(train, sets, bond, clean > 0))
+            stepped()
         pivots.append(search.worst(train))
         error = max(found.error for found in pivots)
         clean = clean + 1 if error <= config.tolerance else 0
@@ -162,7 +173,7 @@ class ErrorSearch:
             keys = block(parts[0], parts[1], block(TRIVIAL, parts[2], parts[3]).ravel()).ravel()
         else:
             keys = np.sum([self._generator.choice(part, self._config.probes) for part in parts], axis=0)
-        points = np.unique(self._layout.indices(keys), axis=0)
+        points = self._layout.indices(distinct(keys))
         return self._pivots(points, self._errors(train, points))
 
     def worst(self, train: TensorTrain) -> Pivots:
@@ -222,14 +233,19 @@ def most_samples(modes: Sequence[int], rank: int, config: AdaptiveConfig) -> int
 
 
 def _resized(
-    sample: Sample, layout: Layout, wide: IndexSets, config: AdaptiveConfig, generator: np.random.Generator
+    sample: Sample,
+    layout: Layout,
+    wide: IndexSets,
+    max_rank: int,
+    cut: float,
+    generator: np.random.Generator,
+    stepped: Callable[[], None],
 ) -> IndexSets:
     """A sweep: as many prefixes as the samples' rank, then as many suffixes as prefixes."""
-    tolerance = CUT * config.tolerance
-    choose = Chooser(None, min(tolerance, RANK_TOLERANCE), generator, lambda: None)
+    choose = Chooser(None, RANK_TOLERANCE, generator, stepped)
 
     def choose_rank(V: Tensor, size: int) -> Int64:
-        return choose(V, max(1, min(size, config.max_rank, numerical_rank(V, tolerance))))
+        return choose(V, max(1, min(size, max_rank, numerical_rank(V, cut))))
 
     return leftward(sample, layout, rightward(sample, layout, wide, choose_rank), choose)
 

@@ -37,6 +37,8 @@ PORTION_NUMBERS = 1 << 20
 """Float64 numbers that evaluating a train at many entries may take, per copy."""
 RUNTIME_BYTES = 64 << 20
 """What torch's and numpy's own buffers take beside ours."""
+PRECISION_MARGIN = 10
+"""Tolerances are at least so many times the relative precision of an encoder's features."""
 UNKNOWN_SCAN = IntensityStatistics(0.0, 1.0, 0.5, 0.25)
 """Stands in where an encoder is asked for its sizes before there is a scan."""
 BEFORE_BLOCKS = {"sampling": "scalar", "oversampling": 1.0, "tolerance": None}
@@ -278,7 +280,13 @@ def _memory(
 def _encoder(
     channels: int, config: EmbedConfig, statistics: IntensityStatistics, device: torch.device
 ) -> Encoder:
-    return ENCODERS[config.encoder](channels, config.n_dim, config.seed, statistics, device)
+    """The encoder of a scan. Raises InvalidConfig for a tolerance that its precision cannot reach."""
+    encoder = ENCODERS[config.encoder](channels, config.n_dim, config.seed, statistics, device)
+    if config.tolerance is not None and config.tolerance < (
+        least := PRECISION_MARGIN * encoder.rank_tolerance
+    ):
+        raise InvalidConfig("tolerance", config.tolerance, f"at least {least:g} with this encoder")
+    return encoder
 
 
 def _certificate(

@@ -118,7 +118,13 @@ class Fibres:
         if config.tolerance is not None:
             start = random_start(field.layout, min(config.rank, FIRST_RANK), start_seed)
             found = adaptive_cross(
-                field, field.layout, start, config.adaptive, seed=cross_seed, report=report
+                field,
+                field.layout,
+                start,
+                config.adaptive,
+                seed=cross_seed,
+                rank_tolerance=encoder.rank_tolerance,
+                report=report,
             )
             if found.converged:
                 return cls._of(field, config, layout, found.sets, rightward=False, converged=True)

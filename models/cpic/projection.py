@@ -84,7 +84,7 @@ class Basis:
             raise InvalidConfig("features", features, "at least 1")
         if len(anchors.batch) != 1:
             raise InvalidShape(f"anchors are a batch (K, ...), not of batch axes {anchors.batch}")
-        anchors = _right_orthogonal(anchors.detach())
+        anchors = right_orthogonal(anchors.detach())
         G = _symmetric(_finite_gram(anchors, anchors, "anchors"))
         centred = _symmetric(_doubly_centred(G))
         eigenvalues, U = torch.linalg.eigh(centred)
@@ -207,6 +207,9 @@ class Basis:
         return basis
 
     def _products(self, trains: TensorTrain) -> Float64[Tensor, "b k"]:
+        """g(x); of right-orthogonal trains, if no gradient is asked for: QR has none at a lower rank."""
+        if not any(core.requires_grad for core in trains.cores):
+            trains = right_orthogonal(trains)
         return _finite_gram(trains, self.anchors, "trains and anchors")
 
     def _coordinates(self, g: Float64[Tensor, "b k"]) -> Float64[Tensor, "b q"]:
@@ -325,15 +328,6 @@ def _finite_gram(a: TensorTrain, b: TensorTrain, what: str) -> Float64[Tensor, "
             "finite, and norms far below 1e154"
         )
     return G
-
-
-def _right_orthogonal(trains: TensorTrain) -> TensorTrain:
-    """Each train of a batch, right-orthogonal."""
-
-    def cores(*cores: Tensor) -> tuple[Tensor, ...]:
-        return right_orthogonal(TensorTrain(cores)).cores
-
-    return TensorTrain(tuple(core.contiguous() for core in torch.vmap(cores)(*trains.cores)))
 
 
 def _doubly_centred(G: Float64[Tensor, "k k"]) -> Float64[Tensor, "k k"]:

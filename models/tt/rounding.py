@@ -43,13 +43,16 @@ def rounded(train: TensorTrain, *, max_rank: int | None = None, eps: float = 0.0
 
 
 def right_orthogonal(train: TensorTrain) -> TensorTrain:
-    """The same tensor with C_k C_k^T = I for the unfoldings (r, n r') of all cores but the first."""
+    """The same tensor with C_k C_k^T = I for the unfoldings (..., r, n r') of all cores but the first.
+
+    Of one train, or of each of a batch.
+    """
     cores = list(train.cores)
     for k in range(len(cores) - 1, 0, -1):
-        r, n, right = cores[k].shape
-        q, carry = torch.linalg.qr(cores[k].reshape(r, n * right).T)
-        cores[k] = q.T.reshape(-1, n, right)
-        cores[k - 1] = torch.einsum("anb,cb->anc", cores[k - 1], carry)
+        *_, n, right = cores[k].shape
+        q, carry = torch.linalg.qr(cores[k].flatten(-2).mT)
+        cores[k] = q.mT.unflatten(-1, (n, right)).contiguous()
+        cores[k - 1] = torch.einsum("...anb,...cb->...anc", cores[k - 1], carry)
     return TensorTrain(tuple(cores))
 
 

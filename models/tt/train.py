@@ -15,6 +15,9 @@ from torch import Tensor
 
 from models.errors import InvalidShape
 
+ROWS_PER_SLICE = 16
+"""Of a core, from which on it is faster to multiply with whole slices than to gather one for each row."""
+
 
 @dataclass(frozen=True, eq=False)
 class TensorTrain:
@@ -75,7 +78,7 @@ class TensorTrain:
         rows = self.cores[0].new_ones(*self.batch, len(indices), 1)
         given = indices.shape[1]
         for k, core in enumerate(self.cores[:given]):
-            rows = torch.einsum("...ml,...lmr->...mr", rows, core[..., indices[:, k], :])
+            rows = _advanced(rows, core, indices[:, k])
         for core in self.cores[given:]:
             rows = rows.flatten(len(self.batch), -2) @ core.flatten(-2)
             rows = rows.reshape(*self.batch, -1, core.shape[-1])
@@ -124,6 +127,20 @@ def stacked(trains: Sequence[TensorTrain]) -> TensorTrain:
             for k, (left, right) in enumerate(pairwise(ranks))
         )
     )
+
+
+def _advanced(
+    rows: Float64[Tensor, "*batch m l"], core: Float64[Tensor, "*batch l n r"], digits: Int64[Tensor, " m"]
+) -> Float64[Tensor, "*batch m r"]:
+    """Each row times the slice of the core that its digit names; slice by slice where there are many rows."""
+    n = core.shape[-2]
+    if len(digits) < ROWS_PER_SLICE * n:
+        return torch.einsum("...ml,...lmr->...mr", rows, core[..., digits, :])
+    order = digits.argsort()
+    counts = torch.bincount(digits, minlength=n).tolist()
+    parts = torch.split(rows[..., order, :], counts, dim=-2)
+    products = [part @ core[..., digit, :] for digit, part in enumerate(parts)]
+    return torch.cat(products, dim=-2)[..., order.argsort(), :]
 
 
 def _filled(core: Tensor, left: int, right: int) -> Tensor:

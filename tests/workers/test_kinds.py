@@ -139,7 +139,8 @@ def test_ranks_are_found_for_a_tolerance_within_what_was_announced(
         assert result["samples"] <= announced.samples
         assert result["cubes_read"] <= announced.cubes
     rounds = [p for p in heard if p.phase == "adapting"]
-    assert [p.done for p in rounds if p.done == 1] == [1, 1]
+    assert rounds[0].done == 0
+    assert all(p.done <= 20 for p in rounds)
     assert {(p.total, p.unit) for p in rounds} == {(20, "rounds")}
 
 
