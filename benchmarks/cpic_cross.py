@@ -239,8 +239,8 @@ def torchtt(rank: int) -> Method:
     )
 
 
-def square(rank: int, sweeps: int) -> Method:
-    """Ours, plain."""
+def plain(rank: int, sweeps: int) -> Method:
+    """Ours, with as many rows and columns as the rank."""
     return Method(f"ours, {sweeps} sweeps", ours(rank, sweeps))
 
 
@@ -251,12 +251,12 @@ def oversampled(rank: int, sweeps: int) -> Method:
 
 
 RANK = 10
-OURS = square(RANK, 2)
+OURS = plain(RANK, 2)
 BLOCK = Method("ours, block, 1 half-sweep", ours(RANK, 1, block=True), block=True)
 BLOCK_2 = Method("ours, block, 2 sweeps", ours(RANK, 2, block=True), block=True)
 TNTORCH_15, TENEVA_2 = tntorch(RANK, 15), teneva(RANK, 2)
 HALF_OVERSAMPLED, OVERSAMPLED = oversampled(RANK, 1), oversampled(RANK, 2)
-OURS_20 = square(20, 2)
+OURS_20 = plain(20, 2)
 
 HILBERT, SHARP, HEAD = "1/(0.1+z+y+x) 512^3", "sharp blobs", "T1 head 256^3, TT, rank 10"
 TARGETS = (
@@ -292,7 +292,7 @@ def all_cases() -> Iterable[Case]:
         qtt,
         (
             OURS,
-            square(RANK, 3),
+            plain(RANK, 3),
             BLOCK,
             BLOCK_2,
             TNTORCH_15,
@@ -311,7 +311,7 @@ def all_cases() -> Iterable[Case]:
 
 def known_cases() -> Iterable[Case]:
     """Functions of known difficulty: the sharp blobs are as hard for tntorch as those of papers/cpic.md."""
-    usual = (OURS, square(RANK, 3), OVERSAMPLED, tntorch(RANK, 5), TENEVA_2, teneva(RANK, 2, cached=True))
+    usual = (OURS, plain(RANK, 3), OVERSAMPLED, tntorch(RANK, 5), TENEVA_2, teneva(RANK, 2, cached=True))
     functions = (
         ("1/(0.1+z+y+x)", fields.hilbert(512), 512),
         ("blobs", fields.blobs(256), 256),
@@ -327,7 +327,7 @@ def known_cases() -> Iterable[Case]:
         "sharp blobs 128^3, TT, rank 20",
         fields.blobs(128, 2.0),
         tt_layout((128,) * 3, 1),
-        (OURS_20, square(20, 3), tntorch(20, 5), teneva(20, 2)),
+        (OURS_20, plain(20, 3), tntorch(20, 5), teneva(20, 2)),
     )
 
 
@@ -338,7 +338,7 @@ def head_cases(size: int) -> Iterable[Case]:
     for name, layout in layouts.items():
         methods = (
             OURS,
-            square(RANK, 3),
+            plain(RANK, 3),
             HALF_OVERSAMPLED,
             OVERSAMPLED,
             tntorch(RANK, 5),

@@ -50,12 +50,13 @@ def cross(
     rank_tolerance: float = RANK_TOLERANCE,
     report: Report = ignore,
 ) -> IndexSets:
-    """Nested index sets of the sizes of `start`, whose suffixes they are found from.
+    """Nested index sets from the suffixes of `start`, and of their sizes; of vectors see `prefix_counts`.
 
-    Half-sweeps LR, then RL and LR for each further sweep: a cold start needs two sweeps; earlier sets (of the
-    same scan, or of one like it) need one. `rank` is the rank that is aimed at: smaller than the sizes where
-    bonds are oversampled, and equal to them if it is not given. For batched sets the leading axes of the
-    sampled keys are the batch's, and everything is found for all volumes together, each as if it were alone.
+    Half-sweeps LR, then RL and LR for each further sweep: a cold start needs two sweeps where samples are
+    numbers; vectors, and earlier sets (of the same scan, or of one like it), need one. `rank` is the rank
+    that is aimed at: smaller than the sizes where bonds are oversampled, and equal to them if it is not
+    given. For batched sets the leading axes of the sampled keys are the batch's, and everything is found for
+    all volumes together, each as if it were alone.
     Where the samples at a bond have a lower rank than the bond, the places left over are taken by random rows
     (`seed`): an unlucky start in empty space is left behind, and interpolation cuts what remains without
     meaning. Singular values below `rank_tolerance` times the largest count as zero.

@@ -29,7 +29,7 @@ FETCH_BYTES = 64 << 20
 ENCODE_BATCH = 256
 """Points that are encoded at once, or as many larger boxes as take their memory."""
 POINT_NUMBERS = 5_120
-"""Numbers in the layers of a point, as batches are measured: those of the paper's network."""
+"""Numbers in the layers of a point, as batches are measured: about those of the paper's network."""
 MOST_POINTS = 64
 """Times the points of a batch that a batch of whichever boxes has at most."""
 POINT_MULTIPLE, BOX_MULTIPLE = 16, 2

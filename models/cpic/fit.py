@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -22,21 +24,28 @@ def train_of(
     rank: int | None = None,
     *,
     rank_tolerance: float = RANK_TOLERANCE,
+    stepped: Callable[[], None] = lambda: None,
 ) -> TensorTrain:
-    """The train of samples: interpolated where each bond has `rank` of both keys at most, fitted where more.
+    """The train of samples: interpolated where each bond has as many prefixes as suffixes, `rank` at most.
 
-    Fitted too where samples are vectors. Combinations are made from the values themselves, detached. Without
-    a `rank` it is as large as the index sets.
+    Fitted otherwise, at all bonds, and where samples are vectors. Combinations are made from the values
+    themselves, detached. Without a `rank` it is as large as the largest index set. `stepped` is called
+    after each bond that is fitted.
     """
     sizes = [size for cross in forward.crosses for size in cross.shape[-2:]]
     rank = max(sizes, default=1) if rank is None else rank
     plain = values.ndim == 1 and forward.square and max(sizes, default=1) <= rank
-    combined = None if plain else combinations(values, forward, rank)
+    combined = None if plain else combinations(values, forward, rank, stepped)
     return interpolate(values, forward, combined, rank_tolerance=rank_tolerance)
 
 
 @torch.no_grad()
-def combinations(values: Float64[Tensor, "n ..."], forward: ForwardSet, rank: int) -> list[Combination]:
+def combinations(
+    values: Float64[Tensor, "n ..."],
+    forward: ForwardSet,
+    rank: int,
+    stepped: Callable[[], None] = lambda: None,
+) -> list[Combination]:
     """Combinations of each bond for a fit of rank `rank`, or less where a bond has fewer keys. Detached.
 
     Directions that the prefixes J_k do not tell from larger ones become zero.
@@ -51,6 +60,7 @@ def combinations(values: Float64[Tensor, "n ..."], forward: ForwardSet, rank: in
         X = _told_apart(X, s, G)
         Q, _ = torch.linalg.qr(G @ X)
         found.append(Combination(Q, X))
+        stepped()
     return found
 
 

@@ -104,7 +104,7 @@ class Head(nn.Module):
         return values
 
     def _perceptron(self, widths: Sequence[int], *, batch_norm: bool = False) -> nn.Sequential:
-        """Linear layers, each with ReLU."""
+        """Linear layers, each with batch normalisation where asked for, and ReLU."""
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             layers.append(self._linear(before, after))

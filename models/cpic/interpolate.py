@@ -3,8 +3,9 @@
     T = C_1 M_1^-1 C_2 M_2^-1 ... C_d.
 
 *Interpolation* (Oseledets & Tyrtyshnikov 2010): C_k = E(J_{k-1} x [n_k] x K_k), M_k = E(J_k x K_k), with as
-many prefixes as suffixes. Against its own block a cross has maximal volume, so no entry of C_k M_k^-1 is
-above the tolerance of maxvol.
+many prefixes as suffixes. Against the block that it was chosen in a cross has maximal volume: no entry of
+C_k M_k^-1 is above the tolerance of maxvol after a half-sweep to the right, and none of M_k^-1 C_{k+1} after
+one to the left.
 
 *Fitting*, where bonds are oversampled, or where samples are vectors (all features of a voxel, as further
 columns): with orthonormal combinations of the prefixes, Q_k, and of the suffixes and features, X_k,
@@ -52,7 +53,8 @@ def interpolate(
 ) -> TensorTrain:
     """The train made from the samples, `values` of `forward.keys`; without combinations it agrees with them.
 
-    Values (n, c) are all features of voxels: the train then has one more mode, of size c, if c is not 1.
+    Values (n, c) are all features of voxels, and need combinations: the train then has one more mode, of
+    size c, if c is not 1.
     Gradients with respect to `values` are exact for fixed indices and combinations. Where M_k has numerical
     rank below its size, its bond is cut to rows and columns that carry it (in a batch: filled up with zeros):
     T may then differ from samples at the others, which show a rank that M_k does not. Where it is zero, T is

@@ -82,7 +82,8 @@ def dominant_rows(
     `rank` is at most `count`, and as large if it is not given; the rows beyond it are those of a rectangular
     maxvol. Where a matrix has a lower numerical rank, the places left over follow `noise` (n, rank):
     its columns, scaled to `rank_tolerance` times the matrix's largest entry, stand in for the ones that
-    are missing, so that an empty matrix gives rows as random as the noise.
+    are missing, so that an empty matrix gives rows as random as the noise. Raises InvalidShape for more rows
+    than there are.
     """
     *batch, n, m = matrices.shape
     rank = min(count, n) if rank is None else min(rank, count, n)
@@ -194,8 +195,8 @@ def _exchange(rows: Int64, C: Matrices, tolerance: float) -> tuple[Int64, Matric
 def _extended(rows: Int64, C: Matrices, count: int) -> Int64:
     """Further rows up to `count`, each of the largest norm in the coefficients of those before.
 
-    Adding row i makes the coefficients C <- [C - C C_i^T C_i / l, C C_i^T / l] with l = 1 + |C_i|^2: their
-    inner products with any row, C C_i^T, are all that is needed, and of those the Gram update.
+    Adding row i makes the coefficients C <- [C - C C_i^T C_i / l, C C_i^T / l] with l = 1 + |C_i|^2, and the
+    rows' squared norms fall by (C C_i^T)^2 / l.
     """
     each = np.arange(len(C))
     norms = np.square(C).sum(axis=2)

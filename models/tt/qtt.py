@@ -7,8 +7,8 @@ sums over the first or the last digits are keys of prefixes and suffixes, and a 
 
 Quantised layouts (QTT, Oseledets 2010, Khoromskij 2011) split each axis into digits of its size's prime
 factors. A size with another factor than 2, 3 and 5 is padded virtually up to the next one without: no voxel
-is resampled, indices beyond the border read the border's voxel again (clamping), so no cube outside of the
-volume is ever asked for. A size of 1 contributes no digit.
+is resampled, indices beyond the border read the border's voxel again (clamping), so no cube around a voxel
+outside of the volume is ever asked for. A size of 1 contributes no digit.
 
 Order of digits: within an axis the coarse digits come first (most significant first, and among those the
 large radices): from a random start this converges faster than the opposite order, with the same result.
@@ -109,7 +109,10 @@ def make_layout(
     *,
     whole_features: bool = False,
 ) -> Layout:
-    """The layout `tt` (order does not matter) or `qtt` in the given order."""
+    """The layout `tt` (`order` and `whole_features` do not matter) or `qtt` as `qtt_layout` makes it.
+
+    Raises InvalidShape for other names.
+    """
     if name == "tt":
         return tt_layout(shape, features)
     if name == "qtt":
