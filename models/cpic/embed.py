@@ -18,10 +18,9 @@ from models.cpic.adaptive import most_samples
 from models.cpic.certificate import Certificate, certify
 from models.cpic.cross import ignore
 from models.cpic.encoder import ENCODERS, Encoder, IntensityStatistics
+from models.cpic.encoding import ENCODE_BATCH, FETCH_BYTES
 from models.cpic.fibres import FibreConfig, Fibres, field_of
 from models.cpic.field import (
-    ENCODE_BATCH,
-    FETCH_BYTES,
     Counts,
     EncodedVoxels,
 )
@@ -194,16 +193,18 @@ def embed(
     """The embedding of a volume. Same source, config and device: same bits, on a CPU.
 
     `report` is called between steps with the phases "adapting" (with a tolerance), "sampling" and
-    "certificate"; what it raises ends the work. Raises SourceFailed, NonFiniteSample and SampleOutOfRange
-    (naming the voxel), and InvalidShape (naming the limit).
+    "certificate", and within long steps with what it was told last; what it raises ends the work.
+    Raises SourceFailed, NonFiniteSample and SampleOutOfRange (naming the voxel), and InvalidShape (naming the
+    limit).
     """
     device = torch.device(device)
     encoder = _encoder(source.channels, config, statistics, device)
     layout = config.fibres.train_layout(source.shape, encoder.features)
-    voxels = EncodedVoxels(source, encoder, device)
+    report = _Repeatable(report, "sampling" if config.tolerance is None else "adapting")
+    voxels = EncodedVoxels(source, encoder, device, stepped=report.again)
     field = field_of(voxels, config.fibres, layout)
     fibres = Fibres.choose(voxels, config.fibres, config.seed, field=field, report=report)
-    train = fibres.train(voxels.features(fibres.voxels))
+    train = fibres.train(voxels.features(fibres.voxels), stepped=report.again)
     forward = fibres.forward
     return Embedding(
         config=config,
@@ -215,6 +216,22 @@ def embed(
         converged=fibres.converged,
         certificate=_certificate(train, layout, voxels, encoder, config, report),
     )
+
+
+class _Repeatable:
+    """A report that can be made again, so that work may be ended within a step too; `first` is a phase."""
+
+    def __init__(self, report: Report, first: str) -> None:
+        self._report = report
+        self._last: tuple[str, int, int | None] = first, 0, None
+
+    def __call__(self, phase: str, done: int, total: int | None) -> None:
+        self._last = phase, done, total
+        self.again()
+
+    def again(self) -> None:
+        """Report what was reported last; before that, the first phase."""
+        self._report(*self._last)
 
 
 def estimate(shape: tuple[int, int, int], channels: int, config: EmbedConfig) -> Estimate:

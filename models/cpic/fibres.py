@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from models.cpic.adaptive import AdaptiveConfig, adaptive_cross
@@ -16,7 +17,6 @@ from models.cpic.field import BlockField, EncodedVoxels, Field, SampledField
 from models.cpic.fit import train_of
 from models.cpic.forward_set import ForwardSet
 from models.cpic.index_sets import IndexSets, random_start
-from models.cpic.moments import Pooling, pooled_moments
 from models.errors import InvalidConfig, InvalidShape
 from models.keys import distinct
 from models.tt.qtt import LAYOUTS, ORDERS, Layout, make_layout
@@ -87,8 +87,9 @@ class FibreConfig:
 class Fibres:
     """Fibres that were chosen in one volume. Make them with `choose`.
 
-    `voxels` (m,) are the voxels that the forward set reads, linear, ascending and distinct. `rightward` says
-    which way the last half-sweep went, `converged` whether ranks were found for a tolerance.
+    `voxels` (m,) are the voxels that the forward set reads, linear, ascending and distinct; `reads`
+    says for each of its keys which of them, and which feature. `rightward` says which way the last half-sweep
+    went, `converged` whether ranks were found for a tolerance.
     """
 
     config: FibreConfig
@@ -96,6 +97,7 @@ class Fibres:
     sets: IndexSets
     forward: ForwardSet
     voxels: Int64
+    reads: tuple[Int64, Int64]
     rightward: bool
     converged: bool | None
     rank_tolerance: float
@@ -159,20 +161,15 @@ class Fibres:
         turned = not self.rightward
         return self._of(field, self.config, self.layout, sets, rightward=turned, converged=self.converged)
 
-    def train(self, values: Float[Tensor, "m f"]) -> TensorTrain:
-        """The train that the features of `voxels` make, differentiable in them."""
-        where, feature = self._reads
-        sampled = values.double()[torch.from_numpy(where).to(values.device)]
+    def train(
+        self, values: Float[Tensor, "m f"], *, stepped: Callable[[], None] = lambda: None
+    ) -> TensorTrain:
+        """The train that the features of `voxels` make, differentiable in them. `stepped`: see `train_of`."""
+        where, feature = (torch.from_numpy(each).to(values.device) for each in self.reads)
+        sampled = values.double()[where]
         if not self.config.in_blocks(self.layout):
-            sampled = sampled.gather(1, torch.from_numpy(feature).to(values.device)[:, None])[:, 0]
+            sampled = sampled.gather(1, feature[:, None])[:, 0]
         return train_of(sampled, self.forward, self.config.rank, rank_tolerance=self.rank_tolerance)
-
-    @property
-    def _reads(self) -> tuple[Int64, Int64]:
-        """For each key of the forward set, which of `voxels` it reads, and which feature."""
-        entries = self.config.sampled_layout(self.layout).entries(self.forward.keys)
-        linear = np.ravel_multi_index(tuple(entries[:, :3].T), self.layout.shape[:3])
-        return np.searchsorted(self.voxels, linear), entries[:, 3]
 
     @classmethod
     def _of(
@@ -187,33 +184,19 @@ class Fibres:
     ) -> Fibres:
         forward = ForwardSet.of(field.layout, sets)
         field(forward.keys)  # what the sweeps did not see of it is encoded, and counted, with the rest
+        read, features = field.reads(forward.keys)
+        voxels = distinct(read)
         return cls(
             config=config,
             layout=layout,
             sets=sets,
             forward=forward,
-            voxels=distinct(field.voxels(forward.keys)),
+            voxels=voxels,
+            reads=(np.searchsorted(voxels, read), features),
             rightward=rightward,
             converged=converged,
             rank_tolerance=field.encoded.scan.encoder.rank_tolerance,
         )
-
-
-@dataclass(frozen=True, eq=False)
-class PooledFibres:
-    """Fibres, of whose train the pooled moments are taken; fits `models.cpic.strategies.Chosen`."""
-
-    fibres: Fibres
-    pooling: Pooling
-
-    @property
-    def voxels(self) -> Int64:
-        """Linear indices (z Y + y) X + x, (m,)."""
-        return self.fibres.voxels
-
-    def moments(self, values: Float[Tensor, "m f"]) -> Float64[Tensor, " n"]:
-        """(B^3 features,): features of one moment side by side."""
-        return pooled_moments(self.fibres.train(values), self.fibres.layout, self.pooling).flatten()
 
 
 def field_of(volume: EncodedVoxels, config: FibreConfig, layout: Layout) -> Field:

@@ -7,7 +7,7 @@ though boxes hold others too: what is known, and what it costs to know more, nev
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,22 +16,12 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from models.cpic.encoder import Encoder
-from models.cpic.encoding import ENCODE_BATCH, FETCH_BYTES, Scan, batches, check, naming, shares
+from models.cpic.encoding import Scan, batches, check, naming, shares
 from models.cpic.raw_boxes import RawBoxes, Rows
 from models.errors import InvalidShape
 from models.keys import distinct
 from models.tt.qtt import Layout
 from models.types import CubeSource, Int64
-
-__all__ = [
-    "ENCODE_BATCH",
-    "FETCH_BYTES",
-    "BlockField",
-    "Counts",
-    "EncodedVoxels",
-    "FieldBatch",
-    "SampledField",
-]
 
 COUNTED_AT_ONCE = 1 << 16
 """Keys that wait at least before they are counted."""
@@ -53,13 +43,20 @@ class EncodedVoxels:
     """Features of voxels, encoded when first asked for and kept, while the encoder stands still.
 
     Voxels are linear indices (z Y + y) X + x. When weights have changed, all features are forgotten. Raw
-    boxes are kept beside them, up to `keep_bytes`, and stay. Raises SourceFailed, NonFiniteSample,
-    SampleOutOfRange.
+    boxes are kept beside them, up to `keep_bytes`, and stay. `stepped` is called after each batch that is
+    encoded; what it raises ends the work. Raises SourceFailed, NonFiniteSample, SampleOutOfRange.
     """
 
     def __init__(
-        self, source: CubeSource, encoder: Encoder, device: torch.device, *, keep_bytes: int = 0
+        self,
+        source: CubeSource,
+        encoder: Encoder,
+        device: torch.device,
+        *,
+        keep_bytes: int = 0,
+        stepped: Callable[[], None] = lambda: None,
     ) -> None:
+        self.stepped = stepped
         self.scan = Scan(RawBoxes(source, keep_bytes), encoder, device)
         self._weights = [] if encoder.network is None else list(encoder.network.parameters())
         self.forget()
@@ -141,6 +138,7 @@ def encode_together(volumes: Sequence[EncodedVoxels], voxels: Sequence[Int64]) -
             if owner not in found:
                 found[owner] = values.new_empty(sizes[owner], values.shape[1])
             found[owner][torch.from_numpy(numbers).to(values.device)] = values[own]
+            volumes[owner].stepped()
     for owner, values in found.items():
         volumes[owner].keep(missing[owner], values)
 
@@ -159,23 +157,19 @@ class Field(ABC):
     def __call__(self, keys: Int64) -> Float64[Tensor, "..."]:
         """What stands at keys of any shape."""
 
-    def voxels(self, keys: Int64) -> Int64:
-        """The linear voxels that keys of any shape read, (m,)."""
-        return self._split(keys)[0]
+    def reads(self, keys: Int64) -> tuple[Int64, Int64]:
+        """The linear voxels and the features that keys of any shape read, (m,) each."""
+        if self.layout.padded == self.layout.shape:
+            voxels, features = np.divmod(keys.ravel(), self.layout.features)
+            return voxels, features
+        entries = self.layout.entries(keys.ravel())
+        return linear_voxels(entries, self.layout), entries[:, 3]
 
     @property
     def counts(self) -> Counts:
         """Of everything that was asked so far."""
         self._count_waiting()
         return Counts(self._samples, len(self._keys), len(self.encoded))
-
-    def _split(self, keys: Int64) -> tuple[Int64, Int64]:
-        """The voxels and the features that keys read."""
-        if self.layout.padded == self.layout.shape:
-            voxels, features = np.divmod(keys.ravel(), self.layout.features)
-            return voxels, features
-        entries = self.layout.entries(keys.ravel())
-        return linear_voxels(entries, self.layout), entries[:, 3]
 
     def _count(self, keys: Int64) -> None:
         self._samples += keys.size
@@ -195,7 +189,7 @@ class SampledField(Field):
 
     def __call__(self, keys: Int64) -> Float64[Tensor, "..."]:
         """The entries at keys of any shape, in the same shape."""
-        values = self.encoded.entries(*self._split(keys))
+        values = self.encoded.entries(*self.reads(keys))
         self._count(keys)
         return values.reshape(keys.shape)
 
@@ -215,7 +209,7 @@ class BlockField(Field):
 
     def __call__(self, keys: Int64) -> Float64[Tensor, "... f"]:
         """The features at keys of any shape, in the same shape and one axis more."""
-        values = self.encoded.features(self.voxels(keys))
+        values = self.encoded.features(self.reads(keys)[0])
         self._count(keys)
         return values.reshape(*keys.shape, -1)
 
@@ -235,7 +229,9 @@ class FieldBatch:
         if len(keys) != len(self.fields):
             raise InvalidShape(f"{len(keys)} rows of keys for {len(self.fields)} volumes")
         pairs = list(zip(self.fields, keys, strict=True))
-        encode_together([field.encoded for field in self.fields], [field.voxels(row) for field, row in pairs])
+        encode_together(
+            [field.encoded for field in self.fields], [field.reads(row)[0] for field, row in pairs]
+        )
         return torch.stack([field(row) for field, row in pairs])
 
     @property
