@@ -169,7 +169,9 @@ class Fibres:
         sampled = values.double()[where]
         if not self.config.in_blocks(self.layout):
             sampled = sampled.gather(1, feature[:, None])[:, 0]
-        return train_of(sampled, self.forward, self.config.rank, rank_tolerance=self.rank_tolerance)
+        return train_of(
+            sampled, self.forward, self.config.rank, rank_tolerance=self.rank_tolerance, stepped=stepped
+        )
 
     @classmethod
     def _of(
