@@ -28,6 +28,7 @@ from models.cpic.field import BlockField, EncodedVoxels
 from models.cpic.forward_set import ForwardSet
 from models.cpic.geometry import NEIGHBOURHOOD, POINT, cover
 from models.cpic.index_sets import random_start
+from models.keys import distinct
 from models.tt.qtt import make_layout
 from models.types import Int64
 
@@ -68,7 +69,7 @@ def forward_voxels(source: Volume, encoder: StandardisedCpic, name: str) -> Int6
     layout = make_layout(name, source.shape, FEATURES, whole_features=True).spatial()
     field = BlockField(EncodedVoxels(source, encoder, torch.device("cpu")), layout)
     sets = cross(field, layout, random_start(layout, RANK, 0), rank=RANK, sweeps=1)
-    return np.unique(field.voxels(ForwardSet.of(layout, sets).keys))
+    return distinct(field.reads(ForwardSet.of(layout, sets).keys)[0])
 
 
 def measured(source: Volume, encoder: StandardisedCpic, voxels: Int64) -> dict[str, Any]:

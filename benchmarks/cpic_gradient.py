@@ -11,8 +11,8 @@ interpolant itself is not that good yet, whoever differentiates it.
 `index_batching`: d<T, T>/dphi of the paper's encoder (float64, 8 features) on a volume of 64^3, QTT, rank 10;
 every sampled cube through the network in one graph, against two stages in chunks of 64, 256 and 1,024 voxels:
 the relative difference (Frobenius, all weights), and the time of forward and backward together, relative to
-the graph of all cubes, and to the graph of the same boxes (neighbours share work in both). The keys have the
-largest of any chunk.
+the graph of all cubes, and to the graph of the same boxes (neighbours share work in both); in the keys, the
+ratios of the slowest chunk.
 """
 
 from __future__ import annotations

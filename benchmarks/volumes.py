@@ -111,7 +111,7 @@ def of_encoded(size: int, volumes: Sequence[int]) -> TensorTrain:
     sets = cross(sample, layout, start_of(layout, volumes), rank=RANK, sweeps=1)
     forward = ForwardSet.of(layout, sets)
     keys = [forward.keys[low:high] for low, high in zip(forward.first, forward.first[1:], strict=False)]
-    encode_together(encoded, [field.voxels(own) for field, own in zip(each, keys, strict=True)])
+    encode_together(encoded, [field.reads(own)[0] for field, own in zip(each, keys, strict=True)])
     values = torch.cat([field(own) for field, own in zip(each, keys, strict=True)])
     return train_of(values, forward, RANK)
 

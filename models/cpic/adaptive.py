@@ -225,7 +225,7 @@ def most_samples(modes: Sequence[int], rank: int, config: AdaptiveConfig) -> int
     widened = 2 * config.pivots + config.extra
     wide = [min(size + widened, most) for size, most in zip(suffixes, behind, strict=True)]
     sweep = nested_samples(modes, prefixes, wide)[0] + 2 * nested_samples(modes, prefixes, suffixes)[0]
-    sides = zip((1, *prefixes[:-1]), modes[:-1], modes[1:], (*suffixes[1:], 1), strict=True)
+    sides = zip((1, *prefixes)[: len(prefixes)], modes[:-1], modes[1:], (*suffixes, 1)[1:], strict=True)
     superblocks = sum(max(config.probes, min(prod(side), config.superblock)) for side in sides)
     ascents = sum(min(n, config.candidates) for n in modes) + 1
     search = (config.searchers + config.pivots) * ascents

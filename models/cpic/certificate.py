@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from models.errors import InvalidConfig
 from models.types import Int64
 
-Float64 = NDArray[np.float64]
+Numbers = NDArray[np.float64]
 
 METHOD = "empirical Bernstein (Maurer & Pontil 2009, Theorem 4), level halved between error and variance"
 ROUNDING = 1e-12
@@ -79,7 +79,7 @@ class Certificate:
 
 
 def certify(
-    approximation: Float64, truth: Float64, voxels: Int64, value_range: tuple[float, float], confidence: float
+    approximation: Numbers, truth: Numbers, voxels: Int64, value_range: tuple[float, float], confidence: float
 ) -> Certificate:
     """The certificate of T from its values and the truth (m, f) at held-out voxels (m, 3) in (z, y, x).
 
@@ -101,7 +101,7 @@ def certify(
     )
 
 
-def bernstein_margin(samples: Float64, span: float, level: float) -> float:
+def bernstein_margin(samples: Numbers, span: float, level: float) -> float:
     """Maurer & Pontil (2009), Theorem 4: how far, to one side, the true mean may be.
 
     It is farther with probability `level` at most. `samples` (n,) are independent, from an interval of
@@ -112,7 +112,7 @@ def bernstein_margin(samples: Float64, span: float, level: float) -> float:
 
 
 def _bound(
-    error: Float64, truth: Float64, voxels: Int64, span: float, level: float, first_feature: int = 0
+    error: Numbers, truth: Numbers, voxels: Int64, span: float, level: float, first_feature: int = 0
 ) -> ErrorBound:
     """The bound for the columns of `error` and `truth` (m, f), averaged over them."""
     squares = np.square(error).mean(axis=1)

@@ -1,7 +1,7 @@
 """A volume's embedding: the tensor train of its encoded cubes, with counts and a certificate.
 
-C-PIC's forward pass without training: choose fibres (`cross`), interpolate (`interpolate`), test on voxels
-that were not used (`certify`).
+C-PIC's forward pass without training: choose fibres and make a train of them (`Fibres`), and test it on
+voxels that were not used (`certify`).
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """The result: train, the indices that it was interpolated from, what that took, and how good it is.
+    """The result: train, the indices that it was made from, what that took, and how good it is.
 
     `forward` counts the forward set alone (all that a pass with known indices needs), `all_sweeps`
     everything that was looked at to choose it; held-out voxels are in neither. `converged` says whether ranks

@@ -62,6 +62,8 @@ def interpolate(
     Raises InvalidShape where a bond is not square and is not combined, and NonFinite.
     """
     refuse_non_finite(values, "samples")
+    if combinations is None and values.ndim != 1:
+        raise InvalidShape(f"samples of shape {tuple(values.shape)} are vectors: give their combinations")
     if combinations is None:
         for bond, cross in enumerate(forward.crosses):
             if cross.shape[-1] != cross.shape[-2]:

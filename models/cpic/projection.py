@@ -11,7 +11,7 @@ inner products enter, and so the gauge of a train's cores does not matter; ancho
 so that a bad gauge of T_x costs its condition number in accuracy, and not the square.
 
 A Gram matrix loses half of the digits: a direction whose singular value is below 1e-8 of the norm of all
-anchors (the mean included) is rounding error. `DIRECTION_TOLERANCE` is well above that.
+anchors (the mean included) is rounding error. `ENERGY_TOLERANCE` is well above that.
 
 `ridge_features` are the alternative with a gradient through the basis.
 """
@@ -35,8 +35,8 @@ from models.tt.rounding import right_orthogonal
 from models.tt.train import TensorTrain, stacked
 from models.types import Array
 
-DIRECTION_TOLERANCE = 1e-12
-"""Of the anchors' total energy: a direction with less has no variance that could be told from rounding."""
+ENERGY_TOLERANCE = 1e-12
+"""Of an energy: less of it cannot be told from rounding errors of the inner products that it is made of."""
 BELONGING_TOLERANCE = 1e-6
 """Relative: inner products of saved anchors, computed again, differ by no more."""
 ARRAYS = ("coefficients", "mean_products", "energy", "origin")
@@ -88,7 +88,7 @@ class Basis:
         G = _symmetric(_finite_gram(anchors, anchors, "anchors"))
         centred = _symmetric(_doubly_centred(G))
         eigenvalues, U = torch.linalg.eigh(centred)
-        kept = min(features, int((eigenvalues > DIRECTION_TOLERANCE * G.trace()).sum()))
+        kept = min(features, int((eigenvalues > ENERGY_TOLERANCE * G.trace()).sum()))
         eigenvalues, U = eigenvalues.flip(0)[:kept], _signed(U.flip(1)[:, :kept])
         A = U / eigenvalues.sqrt()
         absent = (0, features - kept)
@@ -224,7 +224,7 @@ class Basis:
 
     def _carries(self, energies: Float64[Tensor, " q"]) -> Float64[Tensor, " q"]:
         """1 for directions with variance, 0 for others."""
-        return (energies > DIRECTION_TOLERANCE * self.total_energy).to(energies.dtype)
+        return (energies > ENERGY_TOLERANCE * self.total_energy).to(energies.dtype)
 
     def _outside_and_centred(
         self, trains: TensorTrain
@@ -234,7 +234,7 @@ class Basis:
         energy = trains.inner(trains)
         centred = energy - 2 * g.mean(dim=1) + self.mean_products.mean()
         outside = centred - self._coordinates(g).square().sum(dim=1)
-        rounding = DIRECTION_TOLERANCE * energy
+        rounding = ENERGY_TOLERANCE * energy
         return torch.where(outside > rounding, outside, 0.0), torch.where(centred > rounding, centred, 0.0)
 
     def _rotation_onto(self, previous: Basis, cross: Float64[Tensor, "q q"]) -> Float64[Tensor, "q q"]:

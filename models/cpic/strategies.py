@@ -11,9 +11,9 @@ from typing import Protocol
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from models.cpic.fibres import FibreConfig, Fibres, PooledFibres
+from models.cpic.fibres import FibreConfig, Fibres
 from models.cpic.field import EncodedVoxels
-from models.cpic.moments import Pooling
+from models.cpic.moments import Pooling, pooled_moments
 from models.cpic.random_voxels import RandomVoxels
 from models.types import Int64
 
@@ -55,6 +55,23 @@ class Randomly:
             strata=self.strata,
             self_normalised=self.self_normalised,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class PooledFibres:
+    """Fibres, of whose train the pooled moments are taken."""
+
+    fibres: Fibres
+    pooling: Pooling
+
+    @property
+    def voxels(self) -> Int64:
+        """Linear indices (z Y + y) X + x, (m,)."""
+        return self.fibres.voxels
+
+    def moments(self, values: Float[Tensor, "m f"]) -> Float64[Tensor, " n"]:
+        """(B^3 features,): features of one moment side by side."""
+        return pooled_moments(self.fibres.train(values), self.fibres.layout, self.pooling).flatten()
 
 
 @dataclass(frozen=True)

@@ -198,17 +198,22 @@ def _extended(rows: Int64, C: Matrices, count: int) -> Int64:
     Adding row i makes the coefficients C <- [C - C C_i^T C_i / l, C C_i^T / l] with l = 1 + |C_i|^2, and the
     rows' squared norms fall by (C C_i^T)^2 / l.
     """
-    each = np.arange(len(C))
+    b, n, r = C.shape
+    each = np.arange(b)
+    grown = np.empty((b, n, count))
+    grown[:, :, :r] = C
     norms = np.square(C).sum(axis=2)
-    norms[each[:, None], rows] = -1  # chosen ones are never chosen again
+    norms[each[:, None], rows] = -np.inf  # chosen ones are never chosen again
     found = [rows]
-    while rows.shape[1] + len(found) - 1 < count:
+    for width in range(r, count):
+        C = grown[:, :, :width]
         i = norms.argmax(axis=1)
-        products = (C @ C[each, i][:, :, None])[:, :, 0]
-        scale = 1 + np.square(C[each, i]).sum(axis=1)
-        change = products / scale[:, None]
-        C = np.concatenate([C - change[:, :, None] * C[each, i][:, None, :], change[:, :, None]], axis=2)
-        norms -= np.square(products) / scale[:, None]
+        row = C[each, i]
+        products = (C @ row[:, :, None])[:, :, 0]
+        change = products / (1 + np.square(row).sum(axis=1))[:, None]
+        C -= change[:, :, None] * row[:, None, :]
+        grown[:, :, width] = change
+        norms -= products * change
         norms[each, i] = -np.inf
         found.append(i[:, None])
     return np.concatenate(found, axis=1)

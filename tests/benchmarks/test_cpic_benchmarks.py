@@ -105,7 +105,7 @@ def test_centred_errors_are_one_for_the_means_and_zero_for_the_truth() -> None:
 
 def test_ours_recovers_a_small_field_by_every_method() -> None:
     block = cpic_cross.Method("block", cpic_cross.ours(16, 2, block=True), block=True)
-    methods = (cpic_cross.square(16, 2), cpic_cross.oversampled(16, 2), block)
+    methods = (cpic_cross.plain(16, 2), cpic_cross.oversampled(16, 2), block)
     rows = cpic_cross.measured(tiny_case(*methods), (0,))
     assert len(rows) == 3
     for row in rows.values():

@@ -84,3 +84,15 @@ def test_every_fitted_bond_is_a_place_where_work_may_be_ended() -> None:
     embedding = embed(ArraySource(volume), config, statistics(volume), report=lambda *args: seen.append(args))
     bonds = len(embedding.sets.right)
     assert seen.count(("sampling", bonds, bonds)) >= 1 + bonds
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 50), (2, 1, 1)])
+@pytest.mark.parametrize("encoder", ["identity", "random_cpic"])
+def test_a_tolerance_is_foreseen_for_volumes_of_one_mode(shape: tuple[int, int, int], encoder: str) -> None:
+    config = EmbedConfig(encoder=encoder, layout="tt", n_dim=3, tolerance=0.1, held_out=10)
+    volume = np.arange(np.prod(shape)).reshape(shape).astype(np.int16)
+    statistics = IntensityStatistics(
+        float(volume.min()), float(volume.max()), float(volume.mean()), float(volume.std())
+    )
+    embedding = embed(ArraySource(volume), config, statistics)
+    assert embedding.all_sweeps.samples <= estimate(shape, 1, config).all_sweeps.samples

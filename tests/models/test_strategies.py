@@ -8,11 +8,11 @@ import torch
 from model_fields import ArraySource, body
 
 from models.cpic.encoder import Identity, IntensityStatistics, StandardisedCpic, random_cpic
-from models.cpic.fibres import FibreConfig, Fibres, PooledFibres
+from models.cpic.fibres import FibreConfig, Fibres
 from models.cpic.field import EncodedVoxels
 from models.cpic.index_batching import index_batched
 from models.cpic.moments import Pooling
-from models.cpic.strategies import ByFibres, Randomly, Strategy
+from models.cpic.strategies import ByFibres, PooledFibres, Randomly, Strategy
 from models.errors import InvalidConfig, InvalidShape
 
 SHAPE = (20, 18, 24)
