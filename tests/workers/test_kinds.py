@@ -141,7 +141,8 @@ def test_ranks_are_found_for_a_tolerance_within_what_was_announced(
     rounds = [p for p in heard if p.phase == "adapting"]
     assert rounds[0].done == 0
     assert all(p.done <= 20 for p in rounds)
-    assert {(p.total, p.unit) for p in rounds} == {(20, "rounds")}
+    assert {p.unit for p in rounds} == {"rounds"}
+    assert {p.total for p in rounds[1:]} <= {20, None}
 
 
 def test_a_tolerance_that_could_take_too_much_memory_is_refused_before_it_reads(
