@@ -21,7 +21,7 @@ of the condition number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,33 +62,28 @@ def interpolate(
     Raises InvalidShape where a bond is not square and is not combined, and NonFinite.
     """
     refuse_non_finite(values, "samples")
-    if combinations is None and values.ndim != 1:
-        raise InvalidShape(f"samples of shape {tuple(values.shape)} are vectors: give their combinations")
     if combinations is None:
-        for bond, cross in enumerate(forward.crosses):
-            if cross.shape[-1] != cross.shape[-2]:
-                raise InvalidShape(f"bond {bond}: {cross.shape[-2]} prefixes, but {cross.shape[-1]} suffixes")
-        cores: list[Tensor] = [gathered(values, block) for block in forward.blocks]
-        crosses = [gathered(values, cross) for cross in forward.crosses]
+        cores, crosses = _raw(values, forward)
     else:
         cores, crosses = _combined(values, forward, combinations)
     cuts = _cuts([M.detach() for M in crosses], rank_tolerance)
-    for bond, cut in cuts.items():
-        crosses[bond] = torch.where(cut.inside, crosses[bond], cut.pairing)
-        cores[bond] = cores[bond] * cut.columns[..., None, None, :]
-        cores[bond + 1] = cores[bond + 1] * cut.rows[..., :, None, None]
-    for members in _alike(zip(crosses, cores[:-1], strict=True)):
-        M = torch.stack([crosses[bond] for bond in members])
-        C = torch.stack([cores[bond] for bond in members])
-        quotients = torch.linalg.solve(M, C.reshape(*M.shape[:-2], -1, M.shape[-1]), left=False)
-        for bond, quotient in zip(members, quotients.reshape(C.shape).unbind(), strict=True):
-            cores[bond] = quotient
-    if not cores[0].shape[:-3]:
-        for bond, cut in cuts.items():
-            kept = torch.nonzero(cut.kept)[:, 0]
-            cores[bond] = cores[bond][..., kept]
-            cores[bond + 1] = cores[bond + 1][kept]
+    cores = _quotients(*_masked(cores, crosses, cuts))
+    if cores[0].ndim == 3:
+        cores = _trimmed(cores, cuts)
     return TensorTrain((*cores[:-1], *_with_features(cores[-1])))
+
+
+def _raw(values: Tensor, forward: ForwardSet) -> tuple[list[Tensor], list[Tensor]]:
+    """C_k (..., p, n, q) and M_k of samples as they are."""
+    if values.ndim != 1:
+        raise InvalidShape(f"samples of shape {tuple(values.shape)} are vectors: give their combinations")
+    for bond, cross in enumerate(forward.crosses):
+        if cross.shape[-1] != cross.shape[-2]:
+            raise InvalidShape(f"bond {bond}: {cross.shape[-2]} prefixes, but {cross.shape[-1]} suffixes")
+    return (
+        [gathered(values, block) for block in forward.blocks],
+        [gathered(values, cross) for cross in forward.crosses],
+    )
 
 
 def _combined(
@@ -133,6 +128,40 @@ class _Cut:
     inside: Tensor
     pairing: Tensor
     kept: Tensor
+
+
+def _masked(
+    cores: Sequence[Tensor], crosses: Sequence[Tensor], cuts: Mapping[int, _Cut]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Zeros for the rows and columns that are cut, which are paired off in the crosses."""
+    cores, crosses = list(cores), list(crosses)
+    for bond, cut in cuts.items():
+        crosses[bond] = torch.where(cut.inside, crosses[bond], cut.pairing)
+        cores[bond] = cores[bond] * cut.columns[..., None, None, :]
+        cores[bond + 1] = cores[bond + 1] * cut.rows[..., :, None, None]
+    return cores, crosses
+
+
+def _quotients(cores: Sequence[Tensor], crosses: Sequence[Tensor]) -> list[Tensor]:
+    """C_k M_k^-1, those of equal shapes together, and the last core."""
+    quotients = list(cores)
+    for members in _alike(zip(crosses, cores[:-1], strict=True)):
+        M = torch.stack([crosses[bond] for bond in members])
+        C = torch.stack([cores[bond] for bond in members])
+        solved = torch.linalg.solve(M, C.reshape(*M.shape[:-2], -1, M.shape[-1]), left=False)
+        for bond, quotient in zip(members, solved.reshape(C.shape).unbind(), strict=True):
+            quotients[bond] = quotient
+    return quotients
+
+
+def _trimmed(cores: Sequence[Tensor], cuts: Mapping[int, _Cut]) -> list[Tensor]:
+    """The cores of one train without the rows that were cut."""
+    cores = list(cores)
+    for bond, cut in cuts.items():
+        kept = torch.nonzero(cut.kept)[:, 0]
+        cores[bond] = cores[bond][..., kept]
+        cores[bond + 1] = cores[bond + 1][kept]
+    return cores
 
 
 def _cuts(crosses: Sequence[Tensor], rank_tolerance: float) -> dict[int, _Cut]:
