@@ -7,7 +7,7 @@ voxels that were not used (`certify`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
@@ -44,28 +44,22 @@ BEFORE_BLOCKS = {"sampling": "scalar", "oversampling": 1.0, "tolerance": None}
 """How embeddings were made whose manifests do not say: then there was nothing else."""
 
 
-@dataclass(frozen=True)
-class EmbedConfig:
-    """How to embed. `n_dim` is the features per voxel (the encoder `identity` has one per channel instead).
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig(FibreConfig):
+    """How to choose fibres (`FibreConfig`), of what, and how to test their train.
 
-    From `layout` to `tolerance` see `FibreConfig`; the embedding's `ranks` say what `rank` became. Raises
+    `n_dim` is the features per voxel (the encoder `identity` has one per channel instead). Raises
     InvalidConfig, naming the setting.
     """
 
     encoder: str = "random_cpic"
     n_dim: int = 16
-    layout: str = "qtt"
-    order: str = "sequential"
-    sampling: str = "block"
-    rank: int = 10
-    oversampling: float = 2.0
-    sweeps: int = 1
-    tolerance: float | None = None
     held_out: int = 1000
     confidence: float = 0.95
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.encoder not in ENCODERS:
             raise InvalidConfig("encoder", self.encoder, f"one of {', '.join(ENCODERS)}")
         for setting, least in (("n_dim", 1), ("held_out", 4), ("seed", 0)):
@@ -73,12 +67,6 @@ class EmbedConfig:
                 raise InvalidConfig(setting, getattr(self, setting), f"at least {least}")
         if not 0 < self.confidence < 1:
             raise InvalidConfig("confidence", self.confidence, "between 0 and 1")
-        _ = self.fibres
-
-    @property
-    def fibres(self) -> FibreConfig:
-        """How fibres are chosen."""
-        return FibreConfig(**{each.name: getattr(self, each.name) for each in fields(FibreConfig)})
 
 
 @dataclass(frozen=True)
@@ -157,8 +145,8 @@ class Embedding:
         """What `tensors` and `manifest` gave. Raises InvalidShape when they do not belong together."""
         config = EmbedConfig(**{**BEFORE_BLOCKS, **manifest["config"]})
         z, y, x = manifest["shape"]
-        layout = config.fibres.train_layout((z, y, x), manifest["features"])
-        cores, bonds = range(len(layout.modes)), range(len(config.fibres.sampled_layout(layout).modes) - 1)
+        layout = config.train_layout((z, y, x), manifest["features"])
+        cores, bonds = range(len(layout.modes)), range(len(config.sampled_layout(layout).modes) - 1)
         names = [f"core.{k}" for k in cores] + [f"{side}.{k}" for side in ("left", "right") for k in bonds]
         if missing := [name for name in names if name not in tensors]:
             raise InvalidShape(f"the embedding lacks {', '.join(missing)}")
@@ -199,11 +187,11 @@ def embed(
     """
     device = torch.device(device)
     encoder = _encoder(source.channels, config, statistics, device)
-    layout = config.fibres.train_layout(source.shape, encoder.features)
+    layout = config.train_layout(source.shape, encoder.features)
     report = _Repeatable(report, "sampling" if config.tolerance is None else "adapting")
     voxels = EncodedVoxels(source, encoder, device, stepped=report.again)
-    field = field_of(voxels, config.fibres, layout)
-    fibres = Fibres.choose(voxels, config.fibres, config.seed, field=field, report=report)
+    field = field_of(voxels, config, layout)
+    fibres = Fibres.choose(voxels, config, config.seed, field=field, report=report)
     train = fibres.train(voxels.features(fibres.voxels), stepped=report.again)
     forward = fibres.forward
     return Embedding(
@@ -240,10 +228,10 @@ def estimate(shape: tuple[int, int, int], channels: int, config: EmbedConfig) ->
     Raises InvalidShape, naming the limit, for volumes that no layout can hold.
     """
     encoder = _encoder(channels, config, UNKNOWN_SCAN, torch.device("cpu"))
-    layout = config.fibres.train_layout(shape, encoder.features)
-    modes = config.fibres.sampled_layout(layout).modes
-    width = encoder.features if config.fibres.in_blocks(layout) else 1
-    K = feasible_ranks(modes, config.fibres.set_size)
+    layout = config.train_layout(shape, encoder.features)
+    modes = config.sampled_layout(layout).modes
+    width = encoder.features if config.in_blocks(layout) else 1
+    K = feasible_ranks(modes, config.set_size)
     J = prefix_counts(modes, K, width, max(*K, config.rank, 1))
     blocks = [p * n * q for p, n, q in zip((1, *J), modes, (*K, 1), strict=True)]
     samples, unique = nested_samples(modes, J, K)
@@ -252,7 +240,7 @@ def estimate(shape: tuple[int, int, int], channels: int, config: EmbedConfig) ->
     asked = config.sweeps * rightward + (config.sweeps - 1) * leftward + unique
     seen = (2 * config.sweeps - 1) * unique
     if config.tolerance is not None:
-        most = most_samples(modes, config.rank, config.fibres.adaptive)
+        most = most_samples(modes, config.rank, config.adaptive)
         asked, seen = asked + most, seen + most
     all_sweeps = Counts(asked, min(seen, prod(modes)), min(seen, layout.voxels))
     return Estimate(

@@ -144,7 +144,9 @@ THIN = [(1, 30, 20), (30, 1, 20), (30, 20, 1), (1, 1, 50), (1, 1, 1), (2, 1, 3)]
 @pytest.mark.parametrize("encoder", ["identity", "random_cpic"])
 def test_axes_of_one_voxel_are_no_trouble(shape: tuple[int, int, int], layout: str, encoder: str) -> None:
     volume = np.arange(np.prod(shape)).reshape(shape).astype(np.int16)
-    embedding, _ = embedded(volume, EmbedConfig(encoder, 4, layout, rank=100, held_out=100))
+    embedding, _ = embedded(
+        volume, EmbedConfig(encoder=encoder, n_dim=4, layout=layout, rank=100, held_out=100)
+    )
     assert embedding.certificate.overall.max_error <= 1e-4  # at full rank nothing is left out
     assert_finite(embedding)
 
