@@ -22,12 +22,13 @@ from torch import Tensor
 from benchmarks.fields import SmoothVolume, Volume
 from benchmarks.targets import Target, judged, show_targets
 from models.cpic.cross import cross
-from models.cpic.encoder import CpicEncoder, IntensityStatistics, StandardisedCpic
+from models.cpic.encoder import CpicEncoder, StandardisedCpic
 from models.cpic.encoding import ENCODE_BATCH
 from models.cpic.field import BlockField, EncodedVoxels
 from models.cpic.forward_set import ForwardSet
 from models.cpic.geometry import NEIGHBOURHOOD, POINT, cover
 from models.cpic.index_sets import random_start
+from models.intensities import IntensityStatistics
 from models.keys import distinct
 from models.tt.qtt import make_layout
 from models.types import Int64

@@ -32,13 +32,14 @@ from benchmarks import peers
 from benchmarks.fields import SmoothVolume
 from benchmarks.targets import Target, judged, show_targets
 from models.cpic.cross import cross
-from models.cpic.encoder import CpicEncoder, IntensityStatistics, StandardisedCpic
+from models.cpic.encoder import CpicEncoder, StandardisedCpic
 from models.cpic.encoding import batches
 from models.cpic.field import EncodedVoxels, SampledField
 from models.cpic.forward_set import ForwardSet
 from models.cpic.index_batching import index_batched
 from models.cpic.index_sets import random_start
 from models.cpic.interpolate import interpolate
+from models.intensities import IntensityStatistics
 from models.tt.qtt import Layout, qtt_layout, tt_layout
 from models.tt.train import TensorTrain
 from models.types import Int64

@@ -251,7 +251,7 @@ def child(size: int, mode: str) -> None:
     import torch
 
     from models.cpic.embed import EmbedConfig, embed
-    from models.cpic.encoder import IntensityStatistics
+    from models.intensities import IntensityStatistics
     from storage.cubes import CubeReader
 
     torch.set_num_threads(1)

@@ -27,11 +27,12 @@ from benchmarks import fields
 from benchmarks.approximation import approximate, errors, where
 from benchmarks.fields import Family, Probe, SmoothVolume
 from models.cpic.cross import cross
-from models.cpic.encoder import CpicEncoder, IntensityStatistics, StandardisedCpic
+from models.cpic.encoder import CpicEncoder, StandardisedCpic
 from models.cpic.field import BlockField, EncodedVoxels, FieldBatch, encode_together
 from models.cpic.fit import train_of
 from models.cpic.forward_set import ForwardSet
 from models.cpic.index_sets import IndexSets, random_start
+from models.intensities import IntensityStatistics
 from models.tt.qtt import Layout, qtt_layout
 from models.tt.train import TensorTrain
 from models.types import Int64

@@ -17,7 +17,7 @@ import torch
 from models.cpic.adaptive import most_samples
 from models.cpic.certificate import Certificate, certify
 from models.cpic.cross import ignore
-from models.cpic.encoder import ENCODERS, Encoder, IntensityStatistics
+from models.cpic.encoder import ENCODERS, Encoder
 from models.cpic.encoding import ENCODE_BATCH, FETCH_BYTES
 from models.cpic.fibres import FibreConfig, Fibres, field_of
 from models.cpic.field import (
@@ -26,6 +26,7 @@ from models.cpic.field import (
 )
 from models.cpic.index_sets import IndexSets, feasible_ranks, nested_samples, prefix_counts
 from models.errors import InvalidConfig, InvalidShape
+from models.intensities import IntensityStatistics
 from models.tt.qtt import Layout
 from models.tt.train import TensorTrain
 from models.types import Array, CubeSource, Int64, Report

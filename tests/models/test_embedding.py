@@ -13,10 +13,10 @@ from model_fields import Array, ArraySource, body
 from safetensors.numpy import load, save
 
 from models.cpic.embed import EmbedConfig, Embedding, embed, estimate, features_at
-from models.cpic.encoder import IntensityStatistics
 from models.cpic.encoding import batches
 from models.cpic.index_sets import nested_samples
 from models.errors import InvalidConfig, InvalidShape
+from models.intensities import IntensityStatistics
 from models.types import CubeSource
 
 SHAPE = (40, 31, 24)

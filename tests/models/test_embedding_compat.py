@@ -11,7 +11,7 @@ from model_fields import Array, ArraySource, body
 from safetensors.numpy import load, save
 
 from models.cpic.embed import EmbedConfig, Embedding, embed, features_at
-from models.cpic.encoder import IntensityStatistics
+from models.intensities import IntensityStatistics
 
 SHAPE = (20, 17, 14)
 OLD_SETTINGS = {

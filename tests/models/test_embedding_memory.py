@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from models.cpic.embed import EmbedConfig, embed, estimate
-from models.cpic.encoder import IntensityStatistics
+from models.intensities import IntensityStatistics
 
 
 class Waves:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.cpic.encoder import ENCODERS, RECEPTIVE_FIELD, CpicEncoder, IntensityStatistics, random_cpic
+from models.cpic.encoder import ENCODERS, RECEPTIVE_FIELD, CpicEncoder, random_cpic
 from models.errors import InvalidConfig, InvalidShape
+from models.intensities import IntensityStatistics
 
 CPU = torch.device("cpu")
 STATISTICS = IntensityStatistics(-100.0, 1900.0, 400.0, 250.0)

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from models.cpic.encoder import IntensityStatistics, identity, random_cpic
+from models.cpic.encoder import identity, random_cpic
 from models.cpic.geometry import BOX_COST, POINT, SHAPES, VOXEL_COST, Boxes, Sides, convolution_work, cover
+from models.intensities import IntensityStatistics
 
 WIDTHS = (1, 5, 15, 25, 16)
 STATISTICS = IntensityStatistics(0.0, 1.0, 0.5, 0.3)

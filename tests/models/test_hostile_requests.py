@@ -11,7 +11,7 @@ import torch
 from model_fields import ArraySource
 
 from models.cpic.embed import EmbedConfig, embed, estimate
-from models.cpic.encoder import IntensityStatistics
+from models.intensities import IntensityStatistics
 from models.types import Array
 
 FLAT = EmbedConfig(encoder="identity", layout="tt", rank=512, oversampling=8, held_out=50)

@@ -13,11 +13,12 @@ import torch
 from model_fields import ArraySource, body
 from torch import Tensor, nn
 
-from models.cpic.encoder import IntensityStatistics, StandardisedCpic, identity, random_cpic
+from models.cpic.encoder import StandardisedCpic, identity, random_cpic
 from models.cpic.encoding import Batch, batches
 from models.cpic.field import EncodedVoxels
 from models.cpic.index_batching import index_batched
 from models.errors import InvalidConfig, NonFiniteSample
+from models.intensities import IntensityStatistics
 
 CPU = torch.device("cpu")
 SHAPE = (24, 30, 34)

@@ -10,11 +10,12 @@ import pytest
 import torch
 from model_fields import ArraySource, body
 
-from models.cpic.encoder import ENCODERS, IntensityStatistics, random_cpic
+from models.cpic.encoder import ENCODERS, random_cpic
 from models.cpic.encoding import Batch
 from models.cpic.field import BlockField, EncodedVoxels, FieldBatch, SampledField
 from models.cpic.raw_boxes import RawBoxes
 from models.errors import InvalidShape, NonFiniteSample, SampleOutOfRange, SourceFailed
+from models.intensities import IntensityStatistics
 from models.tt.qtt import qtt_layout
 from models.types import Size
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from model_fields import ArraySource, body
 
-from models.cpic.encoder import Identity, IntensityStatistics, StandardisedCpic, random_cpic
+from models.cpic.encoder import Identity, StandardisedCpic, random_cpic
 from models.cpic.fibres import FibreConfig, Fibres
 from models.cpic.field import EncodedVoxels
 from models.cpic.index_batching import index_batched
 from models.cpic.moments import Pooling
 from models.cpic.strategies import ByFibres, PooledFibres, Randomly, Strategy
 from models.errors import InvalidConfig, InvalidShape
+from models.intensities import IntensityStatistics
 
 SHAPE = (20, 18, 24)
 POOLING = Pooling("hat", 2)

@@ -12,8 +12,9 @@ import numpy as np
 from pydantic import Field
 
 from models.cpic.embed import EmbedConfig, Embedding, cube_size, embed, estimate
-from models.cpic.encoder import ENCODERS, IntensityStatistics
+from models.cpic.encoder import ENCODERS
 from models.cpic.fibres import SAMPLINGS
+from models.intensities import IntensityStatistics
 from models.tt.qtt import LAYOUTS, ORDERS
 from models.types import Array, Int64
 from storage.cubes import CubeReader, ReadPlan, Size, sides

@@ -1,0 +1,110 @@
+"""A cohort: prepared scans, who they are of, and the rows that ask something about them.
+
+A row is one question with one answer: a scan, covariates (weeks since, age, ...) and a target. A scan may
+have many rows and a patient many scans; what is expensive is done per scan, what must not leak is split by
+patient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float64
+
+from models.errors import InvalidShape
+from models.types import Array, CubeSource, Int64
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a model is asked about: row i is about the scan `scans[scan_of[i]]`, with `covariates[i]`.
+
+    Scans are prepared: of one shape, and of one number of channels. `covariates` (n, t) are finite; t may be
+    0. Raises InvalidShape, naming the scan or the row.
+    """
+
+    scans: tuple[CubeSource, ...]
+    scan_of: Int64
+    covariates: Float64[Array, "n t"]
+
+    def __post_init__(self) -> None:
+        if not self.scans:
+            raise InvalidShape("there are no scans")
+        kinds = [(scan.shape, scan.channels) for scan in self.scans]
+        for number, kind in enumerate(kinds):
+            if kind != kinds[0]:
+                raise InvalidShape(
+                    f"scan {number} is {kind[0]} with {kind[1]} channels, scan 0 {kinds[0][0]} with "
+                    f"{kinds[0][1]}: prepare them on one grid"
+                )
+        if self.covariates.ndim != 2 or len(self.covariates) != len(self.scan_of):
+            raise InvalidShape(f"covariates {self.covariates.shape} of {len(self.scan_of)} rows")
+        if len(self.scan_of) and not (self.scan_of.min() >= 0 and self.scan_of.max() < len(self.scans)):
+            raise InvalidShape(f"rows name scans that are not among the {len(self.scans)}")
+        if not (finite := np.isfinite(self.covariates)).all():
+            row, column = np.argwhere(~finite)[0].tolist()
+            raise InvalidShape(f"covariate {column} of row {row} is {self.covariates[row, column]}")
+
+    def __len__(self) -> int:
+        return len(self.scan_of)
+
+    @classmethod
+    def of(cls, scans: Sequence[CubeSource], covariates: Float64[Array, "n t"] | None = None) -> Inputs:
+        """One row for each scan."""
+        rows = np.arange(len(scans))
+        return cls(tuple(scans), rows, np.zeros((len(rows), 0)) if covariates is None else covariates)
+
+    def only(self, scans: Int64) -> Inputs:
+        """The inputs of these scans, (s,) distinct, and their rows, in the order that they have here."""
+        rows = np.flatnonzero(np.isin(self.scan_of, scans))
+        number = np.full(len(self.scans), -1)
+        number[scans] = np.arange(len(scans))
+        return Inputs(
+            tuple(self.scans[scan] for scan in scans.tolist()),
+            number[self.scan_of[rows]],
+            self.covariates[rows],
+        )
+
+    def rows_of(self, scans: Int64) -> Int64:
+        """The numbers of all rows about these scans, ascending."""
+        return np.flatnonzero(np.isin(self.scan_of, scans))
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """Inputs with answers. `patients[s]` is who scan s is of, `targets` (n,) are finite, one per row.
+
+    For a task of classes, targets are the classes' numbers. Raises InvalidShape, naming the row.
+    """
+
+    inputs: Inputs
+    patients: tuple[str, ...]
+    targets: Float64[Array, " n"]
+
+    def __post_init__(self) -> None:
+        if len(self.patients) != len(self.inputs.scans):
+            raise InvalidShape(f"{len(self.patients)} patients for {len(self.inputs.scans)} scans")
+        if self.targets.shape != (len(self.inputs),):
+            raise InvalidShape(f"targets {self.targets.shape} for {len(self.inputs)} rows")
+        if not (finite := np.isfinite(self.targets)).all():
+            row = int(np.argmin(finite))
+            raise InvalidShape(f"the target of row {row} is {self.targets[row]}")
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def row_patients(self) -> tuple[str, ...]:
+        """Who each row is about."""
+        return tuple(self.patients[scan] for scan in self.inputs.scan_of.tolist())
+
+    def only(self, scans: Int64) -> Cohort:
+        """The cohort of these scans (s,), distinct, with all their rows, in the order that they have here."""
+        return replace(
+            self,
+            inputs=self.inputs.only(scans),
+            patients=tuple(self.patients[scan] for scan in scans.tolist()),
+            targets=self.targets[self.inputs.rows_of(scans)],
+        )

@@ -1,0 +1,83 @@
+"""What a regressor is: a recipe that makes a model of a cohort. One file per recipe, one line in
+`REGRESSORS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+import torch
+from jaxtyping import Float64
+
+from models.learning.cohort import Cohort, Inputs
+from models.learning.task import Task
+from models.training import Watch
+from models.types import Array, CubeSource, Int64
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """Where a prediction comes from: what each sampled voxel's features moved it by.
+
+    `voxels` (m, 3) in (z, y, x) of the prepared grid, ascending; `weights` (m,) are gradient times feature,
+    summed over the voxel's features, in the unit of the target; positive ones push the prediction up.
+    """
+
+    voxels: Int64
+    weights: Float64[Array, " m"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a model says about its look at one scan, beside the answer.
+
+    `distance` is how far the scan is from those it was trained on, and `distance_percentile` where that
+    stands among the training scans (0 to 100; each measured without itself): None for models that look at no
+    scan. `certificate` is `Certificate.to_json()` of the approximation that was used, where there is one.
+    `voxels` counts distinct voxels whose features were used.
+    """
+
+    distance: float | None = None
+    distance_percentile: float | None = None
+    certificate: dict[str, Any] | None = None
+    voxels: int = 0
+    saliency: Saliency | None = None
+
+
+class Model(Protocol):
+    """A trained regressor. Same scan, same answer, whatever is asked beside it (to 1e-9)."""
+
+    def predict(self, inputs: Inputs) -> Float64[Array, "n outputs"]:
+        """The answers to all rows; see `Task`. Each scan is looked at once. Raises InvalidShape."""
+
+    def look(self, scan: CubeSource, covariates: Float64[Array, " t"]) -> Look:
+        """What stands behind the answer to one row."""
+
+    def tensors(self) -> dict[str, Array]:
+        """Everything that is an array, by name."""
+
+    def manifest(self) -> dict[str, Any]:
+        """Everything else, as JSON; `parameters` among it, the number of trained numbers."""
+
+
+class Regressor(Protocol):
+    """A recipe; a frozen dataclass of its settings."""
+
+    name: ClassVar[str]
+
+    def fit(self, cohort: Cohort, task: Task, *, seed: int, device: torch.device, watch: Watch) -> Model:
+        """A model of all rows of the cohort. Same cohort, seed and device: same bits, on a CPU.
+
+        Raises ModelError: InvalidConfig, naming the setting, InvalidShape, naming the limit.
+        """
+
+    def load(
+        self, tensors: Mapping[str, Array], manifest: Mapping[str, Any], task: Task, device: torch.device
+    ) -> Model:
+        """The model that `tensors` and `manifest` were made by. Raises InvalidShape where they do not fit."""
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """The recipe with these settings, as in a manifest. Raises InvalidConfig, naming the setting."""
