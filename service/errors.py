@@ -75,7 +75,11 @@ MEANINGS: dict[str, Meaning] = {
     "over-budget": Meaning(422, "The job needs more memory than a worker may use"),
     "source-failed": Meaning(500, "The voxels could not be read"),
     "model-error": Meaning(500, "The computation failed"),
+    "invalid-cohort": Meaning(422, "Nothing can be learnt from this table"),
+    "cohort-not-ready": Meaning(409, "Scans of the table are still being read"),
+    "unusable-model": Meaning(422, "The model cannot be used"),
     "corrupt-volume": Meaning(500, "The stored volume is damaged"),
+    "corrupt-artifact": Meaning(500, "A stored result is damaged"),
     "storage-error": Meaning(500, "The store failed"),
     "worker-lost": Meaning(500, "The worker was lost too often"),
     "lease-lost": Meaning(500, "The worker lost the job"),
@@ -154,13 +158,20 @@ def _shortened(text: str) -> str:
 
 def recorded_problem(error: Mapping[str, Any], *, instance: str) -> dict[str, Any]:
     """The error that the catalogue keeps with a job or a volume, as a problem."""
+    facts = dict(error)
     return problem(
         error["code"],
         error["detail"],
         instance=instance,
+        errors=_in_parameters(facts.pop("problems", [])),
         retryable=bool(error.get("retryable", False)),
-        facts=error,
+        facts=facts,
     )
+
+
+def _in_parameters(problems: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What is wrong with a job's parameters, with pointers into the request that brought them."""
+    return [(f"/parameters{pointer}", wrong) for pointer, wrong in problems]
 
 
 def plain(value: Any) -> Any:
@@ -219,7 +230,7 @@ def _from_storage(request: Request, error: Exception) -> JSONResponse:
     facts = error.facts()
     errors: Sequence[tuple[str, str]] = ()
     if isinstance(error, InvalidParameters):
-        errors = [(f"/parameters{pointer}", wrong) for pointer, wrong in facts.pop("problems")]
+        errors = _in_parameters(facts.pop("problems"))
     if isinstance(error, JobFailed) and error.cause is not None:
         facts["cause"] = recorded_problem(error.cause, instance=f"/v1/jobs/{error.job_id}")
     return problem_response(

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors.numpy import load, save
-
-from storage.disk import sync
-from storage.errors import MissingArtifact, StorageFull
-from storage.jobs import Artifact
+from storage.disk import write_whole
+from storage.errors import CorruptArtifact, MissingArtifact, StorageFull
+from storage.jobs import Artifact, Job, JobState
+from storage.tensors import Array, packed, unpacked
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
 SAFETENSORS = "application/vnd.safetensors"
@@ -44,6 +40,21 @@ class ArtifactStore:
             raise MissingArtifact(job_id, name)
         return path
 
+    def read(self, job: Job, name: str) -> bytes:
+        """A published artifact, compared with the catalogue's sha-256.
+
+        Raises MissingArtifact, also for a job that has not succeeded, and CorruptArtifact.
+        """
+        published = job.artifacts if job.state is JobState.SUCCEEDED else ()
+        digest = next((artifact.sha256 for artifact in published if artifact.name == name), None)
+        if digest is None:
+            raise MissingArtifact(job.id, name)
+        content = self.path(job.id, job.attempt, name).read_bytes()
+        found = hashlib.sha256(content).hexdigest()
+        if found != digest:
+            raise CorruptArtifact(job.id, name, digest, found)
+        return content
+
 
 class ArtifactWriter:
     """Writes the artifacts of one attempt; each is durable and whole when its `write_` returns."""
@@ -51,13 +62,9 @@ class ArtifactWriter:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def write_tensors(
-        self, name: str, tensors: Mapping[str, NDArray[Any]], manifest: Mapping[str, Any]
-    ) -> Artifact:
+    def write_tensors(self, name: str, tensors: Mapping[str, Array], manifest: Mapping[str, Any]) -> Artifact:
         """Tensors and a JSON manifest in one safetensors file (the manifest in its metadata)."""
-        arrays = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
-        metadata = {"manifest": json.dumps(manifest, sort_keys=True, allow_nan=False)}
-        return self.write_bytes(name, save(arrays, metadata), SAFETENSORS)
+        return self.write_bytes(name, packed(tensors, manifest), SAFETENSORS)
 
     def write_json(self, name: str, document: Any) -> Artifact:
         """A JSON document. Raises ValueError where a number is not finite."""
@@ -68,25 +75,13 @@ class ArtifactWriter:
         """Any bytes under a plain lower-case name; StorageFull when the disk refuses."""
         if not NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no artifact name")
-        part = self._folder / f"{name}.part"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.rename(self._folder / name)
-            for folder in (self._folder, *self._folder.parents[:2]):
-                sync(folder)
+            write_whole(self._folder / name, content)
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise StorageFull(f"artifact {name!r} could not be written: {error.strerror}") from error
         return Artifact(name, len(content), hashlib.sha256(content).hexdigest(), media_type)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def read_tensors(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     """The tensors and the manifest of a safetensors artifact, for arrays that fit into memory."""
-    content = path.read_bytes()
-    header_size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + header_size])
-    return load(content), json.loads(header["__metadata__"]["manifest"])
+    return unpacked(path.read_bytes())

@@ -1,4 +1,4 @@
-"""What the store asks of the disk: to say when it is full, and to keep what was written."""
+"""What the store asks of the disk: to say when it is full, and to keep what was written, whole."""
 
 from __future__ import annotations
 
@@ -17,3 +17,30 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, so that they outlast a power cut."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+
+
+def write_whole(path: Path, content: bytes, *, part: str = "part") -> None:
+    """Write a file, in place of one that is there: a reader, or a power cut, finds the old or the new one.
+
+    `part` ends the name that the file has until it is whole. Raises OSError, and leaves nothing then.
+    """
+    unfinished = path.with_name(f"{path.name}.{part}")
+    try:
+        make_folder(path.parent)
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(path)
+        sync(path.parent)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise

@@ -18,8 +18,12 @@
     │   ├── JobNotFinished
     │   └── JobFailed
     ├── InvalidParameters            a job's parameters do not fit its kind's schema
+    ├── InvalidCohort                a table of scans and targets that nothing can be learnt from
+    ├── CohortNotReady               scans of a table are still being read
+    ├── UnusableModel                what was named as a model cannot be used as one
     ├── UnknownKind                  no worker has announced this kind of job
     ├── CorruptVolume                stored bytes no longer match their checksum or manifest
+    ├── CorruptArtifact              what a job wrote no longer matches its sha-256
     ├── OverBudget                   a job would need more memory than its worker may use
     ├── StorageFull                  the disk refused a write
     ├── CatalogueUnavailable         the database is locked, down or out of reach
@@ -196,6 +200,40 @@ class InvalidParameters(StorageError):
         self.problems = problems
 
 
+class InvalidCohort(StorageError):
+    """A table that cannot be learnt from, or be judged on. `problems`: (JSON pointer, what is wrong)."""
+
+    code = "invalid-cohort"
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{pointer}: {detail}" for pointer, detail in problems))
+        self.problems = problems
+
+
+class CohortNotReady(StorageError):
+    """Scans that rows name are still being read. `problems`: (JSON pointer, what is wrong)."""
+
+    code = "cohort-not-ready"
+    retryable = True
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        super().__init__(
+            "scans are still being read, try again when they are ready: "
+            + "; ".join(f"{pointer}: {detail}" for pointer, detail in problems)
+        )
+        self.problems = problems
+
+
+class UnusableModel(StorageError):
+    """The job that was named has no model, or one that this version cannot use."""
+
+    code = "unusable-model"
+
+    def __init__(self, job_id: str, reason: str) -> None:
+        super().__init__(f"model {job_id!r}: {reason}")
+        self.job_id, self.reason = job_id, reason
+
+
 class UnknownKind(StorageError):
     """No worker has announced this kind of job."""
 
@@ -215,6 +253,19 @@ class CorruptVolume(StorageError):
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(f"stored object {key!r}: {reason}")
         self.key, self.reason = key, reason
+
+
+class CorruptArtifact(StorageError):
+    """A file that a job wrote does not hold the bytes that it published."""
+
+    code = "corrupt-artifact"
+
+    def __init__(self, job_id: str, name: str, published: str, found: str) -> None:
+        super().__init__(
+            f"artifact {name!r} of job {job_id!r} has the sha-256 {found}, not {published}: it was changed "
+            "or damaged on disk; run the job again, or restore the file"
+        )
+        self.job_id, self.name, self.published, self.found = job_id, name, published, found
 
 
 class OverBudget(StorageError):

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from storage.catalogue import INGEST, Catalogue
+from storage.checkpoints import checkpoint_folder
 from storage.errors import MissingVolume
 from storage.jobs import OWNED, TERMINAL, Job, JobState
 
@@ -33,9 +34,13 @@ def upload_path(data_root: Path, volume_id: str) -> Path:
 
 
 def tidy_job(data_root: Path, job: Job) -> None:
-    """Remove what earlier, failed or lost attempts of a job wrote; an ended ingest's upload too."""
+    """Remove what earlier, failed or lost attempts of a job wrote; of an ended one its checkpoints too, and
+    an ingest's upload.
+    """
     for folder in _attempts(data_root / "artifacts" / job.id, r"(\d+)", job):
         shutil.rmtree(folder, ignore_errors=True)
+    if job.state.terminal:
+        shutil.rmtree(checkpoint_folder(data_root, job.id), ignore_errors=True)
     if job.kind == INGEST and job.volume_id is not None:
         for folder in _attempts(data_root / "volumes" / job.volume_id, r"(\d+)\.zarr", job):
             shutil.rmtree(folder, ignore_errors=True)

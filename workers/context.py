@@ -1,4 +1,6 @@
-"""What a job may use: its volume, its artifacts, its upload, a way to report, and the worker's settings."""
+"""What a job may use: its volume, all that is stored, its artifacts and checkpoints, a way to report, and the
+worker's settings.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.artifacts import ArtifactStore, ArtifactWriter
+from storage.checkpoints import Checkpoints, checkpoint_folder
 from storage.errors import OverBudget, VolumeNotReady
 from storage.jobs import Job, Progress
 from storage.records import StoredVolume, VolumeRecord, VolumeState
@@ -19,6 +22,7 @@ class JobContext:
     """One attempt of one job. `record` is its volume's row, None for a job without a volume.
 
     `device` is a torch device's name. `report` is the point where a job can be cancelled: call it often.
+    `find_volume` and `find_job` give the row with an id, and raise MissingVolume and MissingJob.
     """
 
     job: Job
@@ -27,6 +31,8 @@ class JobContext:
     device: str
     memory_budget: int
     report: Callable[[Progress], None]
+    find_volume: Callable[[str], VolumeRecord]
+    find_job: Callable[[str], Job]
 
     @property
     def data_root(self) -> Path:
@@ -43,26 +49,47 @@ class JobContext:
     @property
     def artifacts(self) -> ArtifactWriter:
         """Writes this attempt's artifacts; they are published when the job succeeds."""
-        return ArtifactStore(self.data_root / "artifacts").writer(self.job.id, self.job.attempt)
+        return self._artifacts.writer(self.job.id, self.job.attempt)
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Where this job keeps how far it has come; earlier attempts' are found there."""
+        return Checkpoints(checkpoint_folder(self.data_root, self.job.id), self.job.attempt)
 
     @property
     def stored(self) -> StoredVolume:
         """The facts of the job's volume. Raises VolumeNotReady."""
-        record = self.volume_record
-        if record.state is not VolumeState.READY or record.stored is None:
-            raise VolumeNotReady(record.id, record.state)
-        return record.stored
+        return facts_of(self.volume_record)
 
     def volume(self) -> Volume:
-        """The job's volume, its manifest and metadata checked against the catalogue's digest.
+        """The job's volume; see `open`."""
+        return self.open(self.volume_record)
+
+    def open(self, record: VolumeRecord) -> Volume:
+        """A volume, its manifest and metadata checked against the catalogue's digest.
 
         Raises VolumeNotReady, or CorruptVolume.
         """
-        digest, store = self.stored.digest, self.volume_record.store
+        digest, store = facts_of(record).digest, record.store
         assert store is not None, "a ready volume has a store"
         return Volume.open(self.data_root / store, digest)
+
+    def artifact(self, job: Job, name: str) -> bytes:
+        """A published artifact of another job, whole. Raises MissingArtifact or CorruptArtifact."""
+        return self._artifacts.read(job, name)
 
     def require_memory(self, needed: int) -> None:
         """Raise OverBudget when the job would need more bytes than this worker may use."""
         if needed > self.memory_budget:
             raise OverBudget(needed, self.memory_budget)
+
+    @property
+    def _artifacts(self) -> ArtifactStore:
+        return ArtifactStore(self.data_root / "artifacts")
+
+
+def facts_of(record: VolumeRecord) -> StoredVolume:
+    """The facts of a volume. Raises VolumeNotReady."""
+    if record.state is not VolumeState.READY or record.stored is None:
+        raise VolumeNotReady(record.id, record.state)
+    return record.stored

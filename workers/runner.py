@@ -60,10 +60,9 @@ class Runner:
     def _complete(self, job: Job) -> Job:
         """Compute and publish."""
         kind = self._kinds[job.kind]
-        record = None if job.volume_id is None else self._catalogue.volume(job.volume_id)
         with Lease(self._catalogue, job, self._settings.lease_s) as lease:
             tidy_job(self._settings.data_root, job)
-            context = JobContext(job, record, self._settings, self._device, self._memory_budget, lease.report)
+            context = self._context(job, lease)
             parameters = kind.parse(job.parameters)
             context.require_memory(kind.memory_bytes(context, parameters))
             reset_peak()
@@ -75,6 +74,19 @@ class Runner:
             artifacts=outcome.artifacts,
             volume=outcome.volume,
             store=outcome.store,
+        )
+
+    def _context(self, job: Job, lease: Lease) -> JobContext:
+        """What the job may use."""
+        return JobContext(
+            job=job,
+            record=None if job.volume_id is None else self._catalogue.volume(job.volume_id),
+            settings=self._settings,
+            device=self._device,
+            memory_budget=self._memory_budget,
+            report=lease.report,
+            find_volume=self._catalogue.volume,
+            find_job=self._catalogue.job,
         )
 
     def _give_up(self, job: Job, error: BaseException) -> Job | None:

@@ -10,6 +10,7 @@ from support.scans import files_below, upload
 
 from storage.artifacts import ArtifactStore
 from storage.catalogue import Catalogue
+from storage.checkpoints import Checkpoints, checkpoint_folder
 from storage.tidy import ABANDONED_S, store_key, tidy, tidy_job
 
 
@@ -73,3 +74,21 @@ def test_an_upload_on_its_way_is_kept_for_a_day(catalogue: Catalogue, tmp_path: 
         os.utime(folder / name, (time.time() - age_s,) * 2)
     tidy(tmp_path, catalogue)
     assert files_below(folder) == ["vol_new.part"]
+
+
+def test_checkpoints_outlive_attempts_and_go_with_the_job(catalogue: Catalogue, tmp_path: Path) -> None:
+    _, job = upload(catalogue, tmp_path, b"scan")
+    catalogue.claim(job.id, "w", -1)
+    first = Checkpoints(checkpoint_folder(tmp_path, job.id), 1)
+    first.part("fold-0").save({}, {"done": True})
+    second = catalogue.claim(job.id, "w", 30)
+    assert second is not None
+    tidy_job(tmp_path, second)
+    retried = catalogue.fail(
+        job.id, 2, {"code": "storage-full", "detail": "", "retryable": True}, retry_pause_s=0
+    )
+    tidy_job(tmp_path, retried)
+    assert first.part("fold-0").load() is not None
+    catalogue.request_cancel(job.id)
+    tidy(tmp_path, catalogue)
+    assert files_below(tmp_path / "checkpoints") == []
