@@ -1,0 +1,137 @@
+"""Scans before and after preparation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from models.errors import InvalidShape
+from models.intensities import IntensityStatistics
+from models.learning.preparation.intensity import Scale
+from models.learning.preparation.orientation import Orientation
+from models.learning.preparation.views import Sides
+from models.types import Array, CubeSource, Int64, Size
+
+Spacing = tuple[float, float, float]
+"""Of voxels in mm, (z, y, x)."""
+
+
+class Caveat(NamedTuple):
+    """Something unusual about a scan: a stable code, and what it means for it."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class RawScan:
+    """A scan as it is stored, with what is known of it.
+
+    `spacing` is in mm, (z, y, x) as stored; without it, it is what the affine says. `affine` (4, 4) maps
+    (i, j, k) = (x, y, z) to RAS+ mm. None where the scan does not say. Raises InvalidShape for others.
+    """
+
+    source: CubeSource
+    statistics: IntensityStatistics
+    spacing: Spacing | None = None
+    affine: Float64[Array, "4 4"] | None = None
+    modality: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.affine is not None and not _is_affine(np.asarray(self.affine, np.float64)):
+            raise InvalidShape("the scan's affine is not a finite, regular 4x4 matrix: give none instead")
+        if self.spacing is not None and not all(0 < size < math.inf for size in self.spacing):
+            raise InvalidShape(f"the scan's spacing, {self.spacing} mm, must be finite and above 0")
+
+    @property
+    def stored_spacing(self) -> Spacing | None:
+        """(z, y, x) in mm, as stored."""
+        if self.spacing is not None or self.affine is None:
+            return self.spacing
+        x, y, z = np.linalg.norm(np.asarray(self.affine, np.float64)[:3, :3], axis=0).tolist()
+        return z, y, x
+
+
+class PreparedScan:
+    """A scan on the training's grid and scale: a `CubeSource` of float32 within `value_range`.
+
+    What lies outside of the scan, and outside of the grid, is `background`: what the scan's minimum becomes.
+    `scale` is how its intensities were brought to that, `warnings` what is unusual about it.
+    """
+
+    def __init__(
+        self, volume: CubeSource, scale: Scale, background: float, warnings: tuple[Caveat, ...]
+    ) -> None:
+        self._volume = volume
+        self.scale, self.background, self.warnings = scale, background, warnings
+
+    @property
+    def shape(self) -> Sides:
+        """(z, y, x)."""
+        return self._volume.shape
+
+    @property
+    def channels(self) -> int:
+        """Values per voxel."""
+        return self._volume.channels
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """No value is below the first or above the second."""
+        return self.scale.value_range
+
+    @property
+    def statistics(self) -> IntensityStatistics:
+        """For encoders that standardise: those by which prepared values stay as they are."""
+        return IntensityStatistics(*self.value_range, mean=0.0, std=1.0)
+
+    def cubes(self, origins: Int64, size: Size) -> Float32[Array, "n c z y x"]:
+        """See `CubeSource`."""
+        return self._volume.cubes(origins, size)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A scan's geometry after orientation."""
+
+    orientation: Orientation
+    shape: Sides
+    spacing: Spacing | None
+
+    @classmethod
+    def of(cls, scan: RawScan, *, canonical: bool) -> Placed:
+        """Oriented where it is wanted and the scan says how it lies."""
+        oriented = canonical and scan.affine is not None
+        orientation = Orientation.of(np.asarray(scan.affine, np.float64)) if oriented else Orientation()
+        spacing = scan.stored_spacing
+        return cls(
+            orientation,
+            orientation.arranged(scan.source.shape),
+            None if spacing is None else orientation.arranged(spacing),
+        )
+
+    def steps(self, spacing: Spacing) -> Spacing:
+        """From a voxel of `spacing` to the next, in voxels of this scan. Raises InvalidShape."""
+        if self.spacing is None:
+            raise InvalidShape(
+                "a scan has no spacing, and cannot be resampled to one: give it, or choose the grid pad, or "
+                "a shape alone to stretch scans to"
+            )
+        return triple(np.array(spacing) / self.spacing)
+
+
+def triple(values: Float64[Array, " 3"]) -> Spacing:
+    """Three numbers as plain ones."""
+    z, y, x = values.tolist()
+    return z, y, x
+
+
+def _is_affine(matrix: Float64[Array, "..."]) -> bool:
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+        return False
+    sizes = np.linalg.norm(matrix[:3, :3], axis=0)
+    return bool(sizes.min() > 0 and abs(np.linalg.det(matrix[:3, :3])) > 1e-6 * np.prod(sizes))
