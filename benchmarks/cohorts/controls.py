@@ -7,32 +7,39 @@ form, its strength chosen by 5 folds of people among those learned from.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
-from benchmarks.cohorts.made import Kept, MadeCohort, folds
+from benchmarks.cohorts.lattices import Stretched, shrunk
+from benchmarks.cohorts.lesions import AMPLITUDE, REACH, SPOT, Spots, spots
+from benchmarks.cohorts.made import Kept, MadeCohort
 from benchmarks.cohorts.textures import Spread, spread
+from models.learning.folds import patient_folds
+from models.learning.ridge import RidgePath, out_of_fold
 from models.types import Array
 
-STRENGTHS = 10.0 ** np.arange(-3, 8)
+PENALTIES = 10.0 ** np.arange(-3, 8)
 Features = Callable[[Any, Array], Array]
 """A source and its voxels (Z, Y, X), float32, to numbers (k,)."""
 
 
-def run(*, size: int = 32, seed: int = 0) -> dict[str, Any]:
+def run(*, size: int = 32, spots_size: int = 64, seed: int = 0) -> dict[str, Any]:
     """R2 of every control."""
-    cohort = spread(size, seed=seed)
-    return {"size": size, "seed": seed, "spread": scores(cohort, SPREAD)}
+    made = {
+        f"spread at {size}^3": scores(spread(size, seed=seed), SPREAD),
+        f"spots at {spots_size}^3": scores(spots(spots_size, seed=seed), SPOTS),
+    }
+    return {"seed": seed, "r2": made}
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print the table."""
-    for name in ("spread",):
-        print(f"\n{name} at {result['size']}^3, seed {result['seed']}: R2 on other people")
-        for control, score in result[name].items():
+    """Print the tables."""
+    for cohort, rows in result["r2"].items():
+        print(f"\n{cohort}, seed {result['seed']}: R2 on other people")
+        for control, score in rows.items():
             print(f"  {control:<44}{score:7.3f}")
 
 
@@ -49,31 +56,15 @@ def scores(cohort: MadeCohort, controls: dict[str, Features]) -> dict[str, float
 def ridge_score(features: Float64[Array, "n k"], cohort: MadeCohort) -> float:
     """R2 on the test volumes."""
     train, test, y = cohort.split.train, cohort.split.test, cohort.targets
-    people = [cohort.patients[row] for row in train.tolist()]
-    inner = folds(people, min(5, len(set(people))), 0)
-    errors = np.zeros(len(STRENGTHS))
-    for part in inner:
-        found = ridge(
-            features[train[part.train]], y[train[part.train]], features[train[part.test]], STRENGTHS
-        )
-        errors += ((found - y[train[part.test]]) ** 2).sum(axis=1)
-    found = ridge(features[train], y[train], features[test], STRENGTHS[[errors.argmin()]])[0]
-    return float(1 - ((found - y[test]) ** 2).sum() / ((y[train].mean() - y[test]) ** 2).sum())
-
-
-def ridge(
-    known: Float64[Array, "n k"],
-    targets: Float64[Array, " n"],
-    asked: Float64[Array, "m k"],
-    strengths: Array,
-) -> Float64[Array, "s m"]:
-    """Predictions for each strength, times the number of features, of standardised features."""
-    mean, std = known.mean(axis=0), known.std(axis=0)
-    use = std > 1e-9 * np.abs(mean).max(initial=1e-9)
-    a, b = ((rows[:, use] - mean[use]) / std[use] for rows in (known, asked))
-    values, vectors = np.linalg.eigh(a @ a.T / max(1, a.shape[1]))
-    across, centred = b @ a.T @ vectors / max(1, a.shape[1]), vectors.T @ (targets - targets.mean())
-    return np.stack([across @ (centred / (np.maximum(values, 0) + s)) for s in strengths]) + targets.mean()
+    mean, std = features[train].mean(axis=0), features[train].std(axis=0)
+    use = std > 1e-9 * np.abs(mean).max()
+    rows = (features[:, use] - mean[use]) / (std[use] * max(1, use.sum()) ** 0.5)
+    free, people = np.empty((len(y), 0)), [cohort.patients[row] for row in train.tolist()]
+    folds = patient_folds(people, min(5, len(set(people))), seed=0)
+    told = out_of_fold(rows[train], free[train], y[train], folds, PENALTIES)
+    best = PENALTIES[[np.square(told - y[train, None]).sum(axis=0).argmin()]]
+    found = RidgePath.of(rows[train], free[train], y[train]).predictions(rows[test], free[test], best)[:, 0]
+    return float(1 - np.square(found - y[test]).sum() / np.square(y[train].mean() - y[test]).sum())
 
 
 def averaged(voxels: Array, by: int) -> Array:
@@ -88,7 +79,8 @@ def intensities(voxels: Array) -> Array:
     values = voxels.astype(np.float64).ravel()
     mean, std = values.mean(), values.std()
     z = (values - mean) / std
-    return np.r_[mean, std, (z**3).mean(), (z**4).mean(), np.percentile(values, [5, 25, 50, 75, 95])]
+    shape = [(z**3).mean(), (z**4).mean()]
+    return np.array([mean, std, *shape, *np.percentile(values, [5, 25, 50, 75, 95])])
 
 
 def halves(voxels: Array) -> tuple[Array, Array]:
@@ -121,11 +113,49 @@ def texture_energy(source: Spread, voxels: Array) -> Array:
     )
 
 
+def spot_strengths(source: Spots, voxels: Array) -> Array:
+    """What a matched filter finds (near dark, near bright, far dark, far bright), above half a spot's height.
+
+    In the deep white matter of the head, brought to the voxels.
+    """
+    return _strengths(voxels, _zones(source, len(voxels)), 0.5 * AMPLITUDE)
+
+
+def coarse_strengths(source: Spots, voxels: Array) -> Array:
+    """The same at half resolution, above a tenth of a spot's height."""
+    coarse = averaged(voxels, 2)
+    return _strengths(coarse, _zones(source, len(coarse)), 0.1 * AMPLITUDE)
+
+
+def _strengths(voxels: Array, zones: Sequence[Array], floor: float) -> Array:
+    found = matched(voxels)
+    over = {sign: np.maximum(sign * found - floor, 0) for sign in (-1, 1)}
+    return np.array([over[sign][zone].sum() for zone in zones for sign in (-1, 1)])
+
+
+def matched(voxels: Array) -> Array:
+    """How high a spot around each voxel would be, by least squares; the volume goes on beyond its border."""
+    kernel = np.zeros(voxels.shape, np.float32)
+    kernel[: len(SPOT), : len(SPOT), : len(SPOT)] = SPOT
+    kernel = np.roll(kernel, [-REACH] * 3, axis=(0, 1, 2))
+    product = np.fft.rfftn(voxels) * np.conj(np.fft.rfftn(kernel))
+    return np.asarray(np.fft.irfftn(product, voxels.shape, axes=(0, 1, 2)) / np.square(SPOT).sum())
+
+
+def _zones(source: Spots, size: int) -> list[Array]:
+    """Where spots may lie, near and far, at `size`^3."""
+    axis = np.arange(size)[None]
+    shares = (
+        Stretched(shrunk(zone, size), (size,) * 3)((axis, axis, axis))[0] for zone in source.scene.zones
+    )
+    return [share > 0.25 for share in shares]
+
+
 def _averaged_ridge(by: int) -> Features:
     return lambda source, voxels: averaged(voxels, by).ravel()
 
 
-SPREAD: dict[str, Features] = {
+BLIND: dict[str, Features] = {
     "intensity statistics, whole": lambda source, voxels: intensities(voxels),
     "intensity statistics, per half": lambda source, voxels: np.concatenate(
         [intensities(half) for half in halves(voxels)]
@@ -135,10 +165,21 @@ SPREAD: dict[str, Features] = {
     "ridge on voxels at 1/2": _averaged_ridge(2),
     "ridge on voxels at full resolution": _averaged_ridge(1),
     "roughness per half at 1/2": lambda source, voxels: rough_halves(averaged(voxels, 2)),
+}
+SPREAD: dict[str, Features] = {
+    **BLIND,
     "roughness per half of every second voxel": lambda source, voxels: rough_halves(voxels[::2, ::2, ::2]),
     "roughness per half at full resolution": lambda source, voxels: rough_halves(voxels),
     "oracle: texture energy, whole": lambda source, voxels: texture_energy(source, voxels).mean(
         keepdims=True
     ),
     "oracle: texture energy, left and right": texture_energy,
+}
+SPOTS: dict[str, Features] = {
+    **BLIND,
+    "roughness per half at full resolution": lambda source, voxels: rough_halves(voxels),
+    "polarity without place": lambda source, voxels: spot_strengths(source, voxels).reshape(2, 2).sum(axis=0),
+    "place without polarity": lambda source, voxels: spot_strengths(source, voxels).reshape(2, 2).sum(axis=1),
+    "oracle's features at 1/2": coarse_strengths,
+    "oracle: polarity and place": spot_strengths,
 }

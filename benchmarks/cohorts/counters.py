@@ -30,7 +30,7 @@ def generator(seed: int, *parts: str | int) -> np.random.Generator:
 def bits(seed: int, axes: Axes) -> UInt64[Array, "n Z Y X"]:
     """64 random bits at each place."""
     z, y, x = (axis.astype(np.uint64) * step for axis, step in zip(axes, STEPS, strict=True))
-    state = (z + np.uint64(seed))[:, :, None, None] + y[:, None, :, None] + x[:, None, None, :]
+    state: Array = (z + np.uint64(seed))[:, :, None, None] + y[:, None, :, None] + x[:, None, None, :]
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         state ^= state >> np.uint64(shift)
         state *= np.uint64(factor)

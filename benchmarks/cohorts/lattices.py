@@ -43,7 +43,7 @@ class Stretched:
             box = tuple(slice(int(at[0]), int(at[0]) + span) for at, span in zip(starts, spans, strict=True))
             return self.lattice[box][None], places
         z, y, x = starts
-        return sliding_window_view(self.lattice, spans)[z, y, x], places  # type: ignore[call-overload]
+        return sliding_window_view(self.lattice, spans)[z, y, x], places
 
 
 def shrunk(lattice: Array, size: int) -> Float32[Array, "a b c"]:
@@ -72,7 +72,8 @@ def _between(axis: Int64, cells: int, size: int) -> tuple[Int64, Float32[Array, 
 def _taken(values: Array, index: Int64, axis: int) -> Array:
     """Along an axis, for each box its own cells."""
     if len(index) == 1:
-        return values.take(index[0], axis)
+        return np.asarray(values.take(index[0], axis))
     shape = [len(index), 1, 1, 1]
     shape[axis] = -1
-    return np.take_along_axis(values, index.reshape(shape), axis)
+    taken: Array = np.take_along_axis(values, index.reshape(shape), axis)
+    return taken

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int16
+from numpy.lib.stride_tricks import sliding_window_view
 
 from benchmarks.cohorts.counters import Axes, generator
+from benchmarks.cohorts.heads import Head
 from models.errors import InvalidConfig
 from models.learning.cohort import Cohort, Inputs
+from models.learning.folds import Split
 from models.types import Array, CubeSource, Int64, Size
 
 STEP = 2.0**-10
@@ -70,11 +73,7 @@ class Kept:
     def cubes(self, origins: Int64, size: Size) -> Float32[Array, "n 1 Z Y X"]:
         """Boxes with the lowest corners `origins` (n, 3)."""
         sides = (size,) * 3 if isinstance(size, int) else size
-        axes = covered(origins, sides)
-        z, y, x = (np.clip(axis, 0, n - 1) for axis, n in zip(axes, self.shape, strict=True))
-        steps = self.steps[z[:, :, None, None], y[:, None, :, None], x[:, None, None, :]]
-        found = steps[:, None] * np.float32(STEP)
-        return found if (inside := within(axes, self.shape)) is None else found * inside[:, None]
+        return boxes_of(self.steps, origins, sides)[:, None] * np.float32(STEP)
 
     @property
     def array(self) -> Float32[Array, "Z Y X"]:
@@ -82,36 +81,25 @@ class Kept:
         return self.steps * np.float32(STEP)
 
 
-@dataclass(frozen=True)
-class Split:
-    """Numbers of scans to learn from, and to be tested on; ascending, with no patient on both sides."""
-
-    train: Int64
-    test: Int64
-
-
 @dataclass(frozen=True, eq=False)
 class MadeCohort:
-    """Volumes with an exactly known target; volume i is of the person `patients[i]`."""
+    """Volumes with an exactly known target; volume i is of the person `patients[i]`.
+
+    `split` is the protocol's, with nobody to calibrate on. Nothing is known beside the scan: no covariates.
+    """
 
     names: tuple[str, ...]
     patients: tuple[str, ...]
     sources: tuple[CubeSource, ...]
     targets: Float64[Array, " n"]
     split: Split
-    covariate_names: tuple[str, ...] = ()
-    covariates: Float64[Array, "n t"] = field(default_factory=lambda: np.zeros((0, 0)))
-
-    def __post_init__(self) -> None:
-        if not self.covariate_names:
-            object.__setattr__(self, "covariates", np.zeros((len(self.sources), 0)))
 
     def __len__(self) -> int:
         return len(self.sources)
 
     def cohort(self) -> Cohort:
         """One row per volume. Raises InvalidShape where volumes differ in shape."""
-        return Cohort(Inputs.of(self.sources, self.covariates), self.patients, self.targets)
+        return Cohort(Inputs.of(self.sources), self.patients, self.targets)
 
     def dense(self) -> MadeCohort:
         """The same cohort with all its volumes in memory: two bytes per voxel."""
@@ -148,20 +136,42 @@ class Protocol:
 MAIN = Protocol()
 
 
-def split_by(patients: Sequence[str], tested: Sequence[str]) -> Split:
-    """Test on all scans of the patients `tested`, learn from all others."""
-    side = np.isin(np.array(patients), np.array(tested))
-    return Split(np.flatnonzero(~side), np.flatnonzero(side))
+Made = tuple[Procedural, float]
+"""A volume and its target."""
+Maker = Callable[[Head], Callable[[np.random.Generator], Made]]
+"""What a head is made ready for once, and then one volume is drawn of."""
 
 
-def folds(patients: Sequence[str], count: int, seed: int) -> list[Split]:
-    """`count` splits; each patient is tested on in one of them. Raises InvalidConfig."""
-    people = sorted(set(patients))
-    if not 2 <= count <= len(people):
-        raise InvalidConfig("folds", count, f"from 2 to the number of patients, {len(people)}")
-    order = generator(seed, "folds").permutation(len(people))
-    parts = np.array_split(order, count)
-    return [split_by(patients, [people[person] for person in part.tolist()]) for part in parts]
+def assembled(kind: str, heads: Sequence[Head], protocol: Protocol, seed: int, maker: Maker) -> MadeCohort:
+    """A cohort of volumes on heads. A volume depends on the seed, the head's name and its number there."""
+    counts, tested = protocol.counts([head.name for head in heads], seed)
+    names, patients, made = [], [], []
+    for head, count in zip(heads, counts, strict=True):
+        of_draw = maker(head)
+        made += [of_draw(generator(seed, kind, head.name, number)) for number in range(count)]
+        names += [f"{head.name}-{number}" for number in range(count)]
+        patients += [head.name] * count
+    sources, targets = zip(*made, strict=True)
+    test, nobody = np.repeat(tested, counts), np.empty(0, np.int64)
+    split = Split(np.flatnonzero(~test), nobody, np.flatnonzero(test))
+    return MadeCohort(tuple(names), tuple(patients), sources, np.array(targets), split)
+
+
+def boxes_of(array: Array, origins: Int64, sides: tuple[int, int, int]) -> Array:
+    """Boxes (n, Z, Y, X) of an array (z, y, x) in memory; 0 beyond its border."""
+    found = np.zeros((len(origins), *sides), array.dtype)
+    whole = ((origins >= 0) & (origins + sides <= array.shape)).all(axis=1)
+    if whole.any():
+        z, y, x = origins[whole].T
+        found[whole] = sliding_window_view(array, sides)[z, y, x]
+    for box in np.flatnonzero(~whole).tolist():
+        low = np.clip(origins[box], 0, array.shape)
+        high = np.clip(origins[box] + sides, low, array.shape)
+        source = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        target = tuple(slice(a, b) for a, b in zip(low - origins[box], high - origins[box], strict=True))
+        if (high > low).all():
+            found[box][target] = array[source]
+    return found
 
 
 def covered(origins: Int64, sides: tuple[int, int, int], planes: slice = slice(None)) -> Axes:

@@ -13,7 +13,7 @@ is (but for rounding). It takes detail (the order within a block) and context (t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -21,10 +21,10 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from benchmarks.cohorts import counters
-from benchmarks.cohorts.counters import Axes, generator
+from benchmarks.cohorts.counters import Axes
 from benchmarks.cohorts.heads import Head, base_heads
 from benchmarks.cohorts.lattices import Stretched, shrunk
-from benchmarks.cohorts.made import MAIN, MadeCohort, Procedural, Protocol, covered, split_by
+from benchmarks.cohorts.made import MAIN, Made, MadeCohort, Maker, Procedural, Protocol, assembled, covered
 from models.errors import InvalidConfig
 from models.types import Array, Int64
 
@@ -133,23 +133,28 @@ class Spread(Procedural):
 def spread(
     size: int, *, heads: Sequence[Head] | None = None, protocol: Protocol = MAIN, seed: int = 0
 ) -> MadeCohort:
-    """The cohort at `size`^3, a multiple of 4. Raises InvalidConfig."""
-    heads = base_heads() if heads is None else heads
-    counts, tested = protocol.counts([head.name for head in heads], seed)
-    volumes, names, patients = [], [], []
-    for head, count in zip(heads, counts, strict=True):
+    """The cohort at `size`^3, a multiple of 4. Raises InvalidConfig.
+
+    The regions are the same, but for rounding, at every size.
+    """
+    return assembled("spread", base_heads() if heads is None else heads, protocol, seed, _maker(size))
+
+
+def _maker(size: int) -> Maker:
+    def of_head(head: Head) -> Callable[[np.random.Generator], Made]:
         scene = Scene(head, size)
-        for number in range(count):
-            volumes.append(Spread(scene, drawn(scene, generator(seed, "spread", head.name, number))))
-            names.append(f"{head.name}-{number}")
-            patients.append(head.name)
-    targets = np.array([volume.shares()[0] for volume in volumes])
-    test = [head.name for head, side in zip(heads, tested, strict=True) if side]
-    return MadeCohort(tuple(names), tuple(patients), tuple(volumes), targets, split_by(patients, test))
+
+        def of_draw(draw: np.random.Generator) -> Made:
+            volume = Spread(scene, _drawn(scene, draw))
+            return volume, volume.shares()[0]
+
+        return of_draw
+
+    return of_head
 
 
-def drawn(scene: Scene, draw: np.random.Generator) -> Draw:
-    """One volume's own numbers; the same, but for rounding of the cuts, at every size."""
+def _drawn(scene: Scene, draw: np.random.Generator) -> Draw:
+    """One volume's own numbers."""
     shares = draw.uniform(size=2)
     amplitude = AMPLITUDE * draw.uniform(1 - JITTER, 1 + JITTER)
     sign = int(draw.integers(2))
