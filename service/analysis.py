@@ -28,7 +28,7 @@ class Watcher:
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("{task.description:<7}"),
+            TextColumn("{task.description:<8}"),
             BarColumn(),
             TextColumn("{task.fields[counts]}"),
             TimeElapsedColumn(),
@@ -48,6 +48,10 @@ class Watcher:
     def sent(self, done: int, total: int) -> None:
         """So many bytes of the upload have gone out."""
         self._show("upload", done, total, f"{done / 1e6:.1f} of {total / 1e6:.1f} MB")
+
+    def step(self, name: str, done: int, total: int, unit: str) -> None:
+        """So many of some things are done."""
+        self._show(name, done, total, f"{done:,} of {total:,} {unit}")
 
     def job(self, job: JobView) -> None:
         """A job has a new state."""

@@ -14,7 +14,8 @@ from urllib.parse import quote
 import httpx
 from pydantic import JsonValue
 
-from service.schemas import Accepted, JobView, Problem, VolumeView
+from service.schemas import Accepted, JobView, Problem, VolumePage, VolumeView
+from storage.records import VolumeState
 
 PIECE_BYTES = 1 << 20
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
@@ -83,6 +84,13 @@ class Client:
         """Submit a job."""
         body = {"kind": kind, "volume_id": volume_id, "parameters": dict(parameters)}
         return JobView.model_validate_json(self._request("POST", "/v1/jobs", json=body).content)
+
+    def sent_before(self, path: Path) -> VolumeView | None:
+        """The newest volume that was sent as exactly this file and not refused; None: it is to be sent."""
+        query = {"sha256": _sha256(path).hex()}
+        page = VolumePage.model_validate_json(self._request("GET", "/v1/volumes", params=query).content)
+        usable = (VolumeState.READY, VolumeState.VALIDATING)
+        return next((volume for volume in page.volumes if volume.state in usable), None)
 
     def volume(self, volume_id: str) -> VolumeView:
         """One volume."""

@@ -135,10 +135,13 @@ class Catalogue:
         with self._reading() as connection:
             return _volume(connection, volume_id)
 
-    def volumes(self, *, limit: int = 50, before: str | None = None) -> list[VolumeRecord]:
-        """The newest volumes, or those before the volume `before`."""
+    def volumes(
+        self, *, sha256: str | None = None, limit: int = 50, before: str | None = None
+    ) -> list[VolumeRecord]:
+        """The newest volumes, or those before the volume `before`; with `sha256` those of such an upload."""
         older = true() if before is None else volumes.c.id < before
-        statement = select(volumes).where(older).order_by(volumes.c.id.desc()).limit(limit)
+        sent = true() if sha256 is None else volumes.c.source_sha256 == sha256
+        statement = select(volumes).where(older, sent).order_by(volumes.c.id.desc()).limit(limit)
         with self._reading() as connection:
             return [volume_of(row) for row in connection.execute(statement)]
 

@@ -19,7 +19,8 @@ from storage.manifest import Manifest
 from storage.records import StoredVolume
 
 Array = NDArray[Any]
-AXES = ("z", "y", "x")
+Axis = Literal["z", "y", "x"]
+AXES: tuple[Axis, Axis, Axis] = ("z", "y", "x")
 
 
 class Volume:
@@ -83,7 +84,7 @@ class Volume:
             seals=self.manifest.seals,
         )
 
-    def plane(self, axis: Literal["z", "y", "x"], index: int, *, level: int = 0, frame: int = 0) -> Array:
+    def plane(self, axis: Axis, index: int, *, level: int = 0, frame: int = 0) -> Array:
         """One plane (h, w) across an axis, rows and columns in the order z, y, x; reads its chunks only.
 
         Raises InvalidParameters for an index, level or frame that is not there.

@@ -93,10 +93,16 @@ def _accept(parts: Services, received: Received, name: str) -> tuple[VolumeRecor
 
 @router.get("", response_model=VolumePage)
 def list_volumes(
-    request: Request, parts: Parts, page_size: PageSize = 50, page_token: PageToken = None
+    request: Request,
+    parts: Parts,
+    sha256: Annotated[
+        str | None, Query(pattern="^[0-9a-f]{64}$", description="only those that were sent as these bytes")
+    ] = None,
+    page_size: PageSize = 50,
+    page_token: PageToken = None,
 ) -> Response:
     """The volumes, newest first."""
-    rows = parts.catalogue.volumes(limit=page_size + 1, before=decode_token(page_token))
+    rows = parts.catalogue.volumes(sha256=sha256, limit=page_size + 1, before=decode_token(page_token))
     shown, token = page(rows, page_size)
     document = VolumePage(volumes=[volume_view(row) for row in shown], next_page_token=token)
     return json_answer(request, document, headers=next_link(request, token))

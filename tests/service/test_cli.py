@@ -14,8 +14,8 @@ import pytest
 from house import House, wait_until
 
 from service.analysis import Found
-from service.cli import example_scan
 from service.client import Client, ServiceProblem, ServiceUnreachable
+from service.commands.demo import example_scan
 from service.packing import NothingToSend, sendable
 from service.report import rows
 from service.schemas import JobView, VolumeView

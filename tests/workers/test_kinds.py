@@ -19,9 +19,9 @@ from storage.jobs import Job, JobState, Progress
 from storage.records import VolumeRecord, VolumeState
 from storage.volume import Volume
 from workers.jobs import KINDS
-from workers.jobs.embed import RecordedCubes
 from workers.lease import Lease
 from workers.runner import Runner
+from workers.scans import RecordedCubes
 
 QUICK = {"n_dim": 4, "rank": 4, "held_out": 100}
 

@@ -2,45 +2,27 @@
 
 from __future__ import annotations
 
-import platform
 import time
-from importlib.metadata import version
-from math import prod
 from typing import Any, ClassVar
 
-import numpy as np
 from pydantic import Field
 
 from models.cpic.embed import EmbedConfig, Embedding, cube_size, embed, estimate
 from models.cpic.encoder import ENCODERS
 from models.cpic.fibres import SAMPLINGS
-from models.intensities import IntensityStatistics
 from models.tt.qtt import LAYOUTS, ORDERS
-from models.types import Array, Int64
-from storage.cubes import CubeReader, ReadPlan, Size, sides
 from storage.jobs import Artifact, Progress
-from storage.layout import SAMPLING
-from storage.records import Statistics, StoredVolume
 from storage.volume import Volume
 from workers.context import JobContext
 from workers.jobs.base import Kind, Outcome, Parameters, Result
 from workers.memory import peak_bytes
+from workers.packages import versions
+from workers.scans import RecordedCubes, channels_of, chunks_of, intensities, level_bytes
+from workers.schemas import choices, of_types
 
 CORES = "cores.safetensors"
-PACKAGES = ("tomotrain", "numpy", "torch", "zarr")
 UNITS = {"sampling": "bonds", "adapting": "rounds", "certificate": "voxels"}
 """What the method counts in each of its phases."""
-
-
-def choices(table: Any) -> dict[str, Any]:
-    """The names in a table, as JSON Schema shows them; the table's owner refuses all others."""
-    return {"enum": list(table)}
-
-
-def number_or_null(schema: dict[str, Any]) -> None:
-    """Put both into one schema: what refuses a number then names its limit, which `anyOf` does not."""
-    number, null = schema.pop("anyOf")
-    schema |= number | {"type": [number["type"], null["type"]]}
 
 
 class EmbedParameters(Parameters):
@@ -81,7 +63,7 @@ class EmbedParameters(Parameters):
         None,
         gt=0,
         lt=1,
-        json_schema_extra=number_or_null,
+        json_schema_extra=of_types,
         description="error of an entry to aim at, over the largest entry seen: the ranks that this needs, up "
         "to rank, are found. For smooth features: noise needs more ranks than there are, and after reading "
         "many cubes the rank is used as given. null: as given at once",
@@ -172,50 +154,6 @@ class Embed(Kind[EmbedParameters]):
         return Outcome(_result(context, volume, source, embedding, cores, seconds), (cores,))
 
 
-class RecordedCubes:
-    """A reader that remembers which boxes it gave; fits `models.types.CubeSource`."""
-
-    def __init__(self, reader: CubeReader) -> None:
-        self.reader = reader
-        self._origins: dict[tuple[int, int, int], list[Int64]] = {}
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(z, y, x)."""
-        return self.reader.shape
-
-    @property
-    def channels(self) -> int:
-        """Values per voxel."""
-        return self.reader.channels
-
-    def cubes(self, origins: Int64, size: Size) -> Array:
-        """As the reader gives them."""
-        self._origins.setdefault(sides(size), []).append(np.array(origins, np.int64))
-        return self.reader.cubes(origins, size)
-
-    def covered_voxels(self) -> int:
-        """How many voxels of the volume lie in at least one of the boxes; exact, one chunk in memory."""
-        plans = [
-            ReadPlan.of(np.concatenate(origins), size, self.shape, SAMPLING.chunk)
-            for size, origins in self._origins.items()
-        ]
-        places: dict[tuple[int, ...], list[tuple[ReadPlan, int]]] = {}
-        for plan in plans:
-            for i, chunk in enumerate(map(tuple, plan.chunks.tolist())):
-                places.setdefault(chunk, []).append((plan, i))
-        return sum(map(_covered, places.values()))
-
-
-def _covered(places: list[tuple[ReadPlan, int]]) -> int:
-    """Voxels of one chunk that lie in a piece; the chunk is the i-th of each plan."""
-    seen = np.zeros(SAMPLING.chunk, bool)
-    for plan, i in places:
-        for piece in plan.pieces(i):
-            seen[piece.source] = True
-    return int(seen.sum())
-
-
 def config_of(parameters: EmbedParameters) -> EmbedConfig:
     """The method's settings. Raises InvalidConfig, naming the one that it refuses."""
     return EmbedConfig(**parameters.model_dump())
@@ -224,27 +162,6 @@ def config_of(parameters: EmbedParameters) -> EmbedConfig:
 def progress(phase: str, done: int, total: int | None) -> Progress:
     """How far the method has come, with the unit of its phase."""
     return Progress(phase, done, total, UNITS.get(phase, ""))
-
-
-def intensities(statistics: Statistics) -> IntensityStatistics:
-    """The scan's statistics, in the method's words."""
-    return IntensityStatistics(statistics.minimum, statistics.maximum, statistics.mean, statistics.std)
-
-
-def channels_of(stored: StoredVolume) -> int:
-    """Values per voxel: the length of the leading axis, if there is one."""
-    return prod(stored.array_shape[:-3])
-
-
-def level_bytes(stored: StoredVolume) -> int:
-    """Level 0, decoded."""
-    return prod(stored.array_shape) * np.dtype(stored.dtype).itemsize
-
-
-def chunks_of(stored: StoredVolume) -> int:
-    """Chunks of level 0."""
-    grid = (-(-size // edge) for size, edge in zip(stored.grid.shape, SAMPLING.chunk, strict=True))
-    return channels_of(stored) * prod(grid)
 
 
 def _result(
@@ -285,7 +202,7 @@ def _result(
         peak_memory_bytes=peak_bytes(),
         volume_digest=stored.digest,
         cores_digest=cores.sha256,
-        packages={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        packages=versions(),
         seed=config.seed,
         device=context.device,
     )

@@ -1,0 +1,1 @@
+"""The commands of `tomotrain`, one file each."""

@@ -1,0 +1,75 @@
+"""What commands share: options, where messages go, and a service to talk to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from service.client import Client
+from service.settings import ServiceSettings
+from service.stack import Stack
+
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
+
+errors = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-root", help="Folder that holds everything; by default TOMOTRAIN_DATA_ROOT, else ./var."
+    ),
+]
+Url = Annotated[
+    str | None,
+    typer.Option(help="Address of a running service; by default the one on port 8000, or a new one."),
+]
+
+
+class BadOption(Exception):
+    """An option's value that cannot be used. `str(error)` names the cause and the cure."""
+
+
+@contextmanager
+def connected(url: str | None) -> Iterator[Client]:
+    """A client of the service at `url`; of the one that runs here, or of one of our own for the time."""
+    with _service(url) as address, Client(address) as client:
+        yield client
+
+
+@contextmanager
+def embedded(root: Path, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """The address of a stack of our own on a free port, for as long as it is needed."""
+    with ExitStack() as cleanup:
+        with errors.status("Starting broker, workers and API"):
+            stack = cleanup.enter_context(Stack(root, port=0, environment=environment))
+        yield stack.url
+
+
+def data_root(chosen: Path | None) -> Path:
+    """The folder of all that persists."""
+    return (chosen or ServiceSettings().data_root).absolute()
+
+
+@contextmanager
+def _service(url: str | None) -> Iterator[str]:
+    default = f"http://{DEFAULT_HOST}:{DEFAULT_PORT}"
+    if url is not None:
+        yield url
+    elif _runs(default):
+        yield default
+    else:
+        root = data_root(None)
+        errors.print(f"Nothing runs at {default}: starting a stack on {root} for this time.", highlight=False)
+        with embedded(root) as address:
+            yield address
+
+
+def _runs(url: str) -> bool:
+    with Client(url) as client:
+        return client.alive()

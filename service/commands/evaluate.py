@@ -1,0 +1,37 @@
+"""`tomotrain evaluate`: what a model is worth on scans whose answers are known."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from service.analysis import Watcher
+from service.cohort_table import read_table
+from service.commands.columns import CategoryOption, Cohort, CovariatesOption, TargetOption, columns
+from service.commands.common import AsJson, Url, connected, errors
+from service.learning import run_on_table
+from service.learning_report import evaluation_tables
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="The id of the job that trained it: job_...")],
+    cohort: Cohort,
+    target: TargetOption = "target",
+    covariates: CovariatesOption = None,
+    category: CategoryOption = None,
+    classes: Annotated[bool, typer.Option("--classes", help="The target is the name of a class.")] = False,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a model about a CSV table of scans, and compare with what the table says."""
+    table = read_table(cohort, columns(target, covariates, category, classes=classes))
+    with connected(url) as client:
+        with Watcher(errors) as watcher:
+            job = run_on_table(client, "evaluate", table, {"model": model}, watcher)
+        if as_json:
+            print(job.model_dump_json(exclude={"parameters"}))
+        else:
+            for part in evaluation_tables(job):
+                Console().print(part)

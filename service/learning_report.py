@@ -1,0 +1,146 @@
+"""What trainings, predictions and evaluations came to, as tables for people. Each ends with its notice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.table import Table
+
+from service.schemas import JobView
+
+METRICS = {
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "r2": "R2",
+    "pinball": "pinball loss",
+    "mlll": "mLLL",
+    "log_loss": "log loss",
+    "accuracy": "accuracy",
+    "auc": "AUC",
+}
+"""What to call the metrics, in the order of columns."""
+
+
+def training_tables(job: JobView) -> list[Table]:
+    """What was trained, and how it did against what else was tried."""
+    result = job.result or {}
+    return [_pairs(f"Model {job.id}", training_rows(result)), _compared(result)]
+
+
+def training_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Pairs of a name and a value in words."""
+    unit = result["target_unit"]
+    return [
+        ("target", f"{result['target_name']}{f' ({unit})' if unit else ''}: {_asked(result)}"),
+        ("learnt from", _counts(result)),
+        ("covariates", ", ".join(result["covariates"]) or "none"),
+        ("regressor", f"{result['regressor']}, {result['model_parameters']:,} numbers"),
+        *(("chosen because", reason) for reason in result["reasons"]),
+        *(("interval", _width(each, unit)) for each in result["intervals"]),
+        ("time", f"{result['seconds']:.1f} s"),
+        *(("careful", warning["text"]) for warning in result["warnings"]),
+        ("notice", result["notice"]),
+    ]
+
+
+def prediction_table(job: JobView) -> Table:
+    """An answer, and how far to trust it."""
+    return _pairs(f"Prediction {job.id}", prediction_rows(job.result or {}))
+
+
+def prediction_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Pairs of a name and a value in words."""
+    unit = f" {result['target_unit']}" if result["target_unit"] else ""
+    return [
+        (result["target_name"], _answer(result, unit)),
+        *((f"{each['level']:.0%} interval", _between(each, unit)) for each in result["intervals"]),
+        *((f"quantile {each['level']:g}", f"{each['value']:.4g}{unit}") for each in result["quantiles"]),
+        *((f"probability of {each['name']}", f"{each['value']:.1%}") for each in result["probabilities"]),
+        ("like the training's", result["verdict"]),
+        *(("careful", warning["text"]) for warning in result["warnings"]),
+        ("looked at", _looked_at(result)),
+        ("time", f"{result['seconds']:.2f} s"),
+        ("model", f"{result['model']} ({result['regressor']})"),
+        ("notice", result["notice"]),
+    ]
+
+
+def evaluation_tables(job: JobView) -> list[Table]:
+    """What a model is worth."""
+    result = job.result or {}
+    rows = [
+        ("model", f"{result['model']} ({result['regressor']})"),
+        ("asked about", _counts(result)),
+        *((METRICS.get(name, name), _metric(metric)) for name, metric in result["metrics"].items()),
+        *(("interval", _coverage(each)) for each in result["coverage"]),
+        *(("careful", warning["text"]) for warning in result["warnings"]),
+        ("notice", result["notice"]),
+    ]
+    return [_pairs(f"Evaluation {job.id}", rows)]
+
+
+def _pairs(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+    shown = Table(title=title, title_justify="left", show_header=False, expand=False)
+    shown.add_column(style="bold", no_wrap=True)
+    shown.add_column(overflow="fold")
+    for name, value in rows:
+        shown.add_row(name, value)
+    return shown
+
+
+def _compared(result: dict[str, Any]) -> Table:
+    """All that was tried on the same folds, the chosen one first."""
+    tried = result["compared"]
+    names = [name for name in METRICS if any(name in each["metrics"] for each in tried)]
+    title = f"On scans not learnt from ({result['folds']} folds by patient; 95% intervals)"
+    shown = Table(title=title, title_justify="left", expand=False)
+    shown.add_column("regressor", style="bold", no_wrap=True)
+    for name in names:
+        shown.add_column(METRICS[name], justify="right")
+    for each in tried:
+        shown.add_row(each["regressor"], *(_metric(each["metrics"].get(name)) for name in names))
+    return shown
+
+
+def _asked(result: dict[str, Any]) -> str:
+    if result["task"] == "classes":
+        return f"one of {', '.join(result['classes'])}"
+    return {"mean": "its mean", "quantiles": "its quantiles"}[result["task"]]
+
+
+def _counts(result: dict[str, Any]) -> str:
+    return f"{result['rows']:,} rows, {result['scans']:,} scans, {result['patients']:,} patients"
+
+
+def _width(interval: dict[str, Any], unit: str) -> str:
+    width = f"{interval['half_width']:.4g}{f' {unit}' if unit else ''}"
+    return f"{interval['level']:.0%} lie within {width} of the answer"
+
+
+def _answer(result: dict[str, Any], unit: str) -> str:
+    return f"{result['class']}" if result["value"] is None else f"{result['value']:.4g}{unit}"
+
+
+def _between(interval: dict[str, Any], unit: str) -> str:
+    return f"{interval['low']:.4g} to {interval['high']:.4g}{unit}"
+
+
+def _looked_at(result: dict[str, Any]) -> str:
+    return (
+        f"{result['voxels']:,} voxels; {result['share_read']:.2%} of the scan read"
+        f" in {result['cubes_read']:,} boxes"
+    )
+
+
+def _coverage(each: dict[str, Any]) -> str:
+    return f"{each['observed']:.1%} of the answers lie in the {each['level']:.0%} interval"
+
+
+def _metric(metric: dict[str, Any] | None) -> str:
+    """A value with its interval."""
+    if metric is None or metric["value"] is None:
+        return "-"
+    if metric["low"] is None:
+        return f"{metric['value']:.3g}"
+    return f"{metric['value']:.3g} ({metric['low']:.3g} to {metric['high']:.3g})"
