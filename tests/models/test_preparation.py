@@ -394,3 +394,27 @@ def test_settings_are_refused_by_name(settings: dict[str, Any], named: str) -> N
     with pytest.raises(InvalidConfig) as error:
         PreparationConfig.from_json(settings)
     assert error.value.setting == named
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
+@pytest.mark.parametrize("flips", [(1, 1, 1), (-1, 1, -1)])
+@pytest.mark.parametrize(
+    "settings", [{"shape": (4, 9, 12)}, {"grid": "resample", "spacing": (1.5, 4.0, 2.0)}]
+)
+def test_voxels_are_found_again_in_the_stored_scan(axes: Any, flips: Any, settings: dict[str, Any]) -> None:
+    """A volume that holds a linear function of its stored coordinates says itself where a voxel is."""
+    affine = np.zeros((4, 4))
+    for stored, (axis, flip) in enumerate(zip(axes, flips, strict=True)):
+        affine[2 - axis, 2 - stored] = flip * (1.0, 2.0, 3.0)[axis]
+    affine[3, 3] = 1
+    shape = (9, 7, 8)
+    coordinates = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij")).astype(np.float64)
+    scan = prepared(coordinates, facts={"affine": affine}, **{**RAW, **settings, "orientation": "canonical"})
+    voxels = np.argwhere(np.ones(scan.shape, bool))
+    found = scan.places.stored(voxels)
+    inside = ((found >= 0) & (found <= np.array(shape) - 1)).all(axis=1)
+    assert inside.sum() > 20
+    told = whole(scan).reshape(3, -1).T
+    assert np.abs(told - found)[inside].max() < 1e-5
+    span = (found.max(axis=0) - found.min(axis=0)) / (np.array(scan.shape)[list(axes)] - 1)
+    assert np.allclose(scan.places.steps, span)

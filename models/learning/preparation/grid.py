@@ -72,17 +72,22 @@ class Axis:
     @property
     def bounds(self) -> tuple[int, int]:
         """The outputs, from ... to below, that stand within the input's extent."""
-        at = self._positions(np.arange(self.outputs))
+        at = self.positions(np.arange(self.outputs))
         inside = np.flatnonzero((at >= -0.5) & (at < self.inputs - 0.5))
         return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
+
+    def positions(self, outputs: Int64) -> Float64[Array, "..."]:
+        """c, the places of outputs in input voxels."""
+        shift = ((self.inputs - 1) - self.step * (self.resampled - 1)) / 2
+        return np.asarray((outputs + (self.resampled - self.outputs) // 2) * self.step + shift)
 
     def taps(self, origins: Int64, side: int) -> Taps:
         """Of boxes that begin at outputs `origins` (n,) and have `side` of them."""
         outputs = origins[:, None] + np.arange(side)
         if self.copies:
-            first = np.rint(self._positions(origins)).astype(np.int64)
+            first = np.rint(self.positions(origins)).astype(np.int64)
             return Taps(first, side, np.arange(side), np.ones((1, 1, 1), np.float32))
-        firsts, weights = (self._averaged if self.average else self._linear)(self._positions(outputs))
+        firsts, weights = (self._averaged if self.average else self._linear)(self.positions(outputs))
         offsets = firsts - firsts[:, :1]
         at = offsets.min(axis=0)
         phase = offsets - at
@@ -91,11 +96,6 @@ class Axis:
         for tap, weight in enumerate(weights):
             shared[phase + tap, n, k] = weight
         return Taps(firsts[:, 0], int(at.max()) + len(shared), at, shared)
-
-    def _positions(self, outputs: Int64) -> Float64[Array, "..."]:
-        """c, in input voxels."""
-        shift = ((self.inputs - 1) - self.step * (self.resampled - 1)) / 2
-        return np.asarray((outputs + (self.resampled - self.outputs) // 2) * self.step + shift)
 
     def _linear(self, at: Float64[Array, "n k"]) -> tuple[Int64, Float64[Array, "t n k"]]:
         """The first of two inputs, and the weights of both."""

@@ -40,6 +40,11 @@ class Orientation:
         """Whether a scan lies so already."""
         return self == Orientation()
 
+    def stored(self, places: Float64[Array, "m 3"], shape: tuple[int, int, int]) -> Float64[Array, "m 3"]:
+        """Places in the scan as it is stored, of places in the new axes, whose `shape` is (z, y, x)."""
+        turned = np.where(self.flipped, np.array(shape) - 1 - places, places)
+        return turned[:, np.argsort(self.axes)]
+
     def arranged(self, stored: tuple[T, T, T]) -> tuple[T, T, T]:
         """One value for each stored axis, in the order of the new ones."""
         z, y, x = (stored[axis] for axis in self.axes)

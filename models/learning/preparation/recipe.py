@@ -26,7 +26,15 @@ from models.learning.preparation.intensity import (
     standard_scale,
 )
 from models.learning.preparation.orientation import Oriented
-from models.learning.preparation.scans import Caveat, Placed, PreparedScan, RawScan, Spacing, triple
+from models.learning.preparation.scans import (
+    Caveat,
+    Placed,
+    Places,
+    PreparedScan,
+    RawScan,
+    Spacing,
+    triple,
+)
 from models.learning.preparation.views import Sides
 from models.types import Array, CubeSource
 
@@ -106,7 +114,10 @@ class Preparation:
             volume = Oriented(volume, placed.orientation)
         if axes != tuple(Axis(size, size) for size in placed.shape):
             volume = Regridded(volume, axes, scaled.background, scale.value_range)
-        return PreparedScan(volume, scale, scaled.background, self._caveats(scan, placed, axes, scale))
+        places = Places(placed.orientation, axes)
+        return PreparedScan(
+            volume, scale, scaled.background, places, self._caveats(scan, placed, axes, scale)
+        )
 
     def manifest(self) -> dict[str, Any]:
         """As plain JSON."""

@@ -11,6 +11,7 @@ from jaxtyping import Float32, Float64
 
 from models.errors import InvalidShape
 from models.intensities import IntensityStatistics
+from models.learning.preparation.grid import Axis
 from models.learning.preparation.intensity import Scale
 from models.learning.preparation.orientation import Orientation
 from models.learning.preparation.views import Sides
@@ -56,6 +57,29 @@ class RawScan:
         return z, y, x
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where a prepared scan's voxels are in the scan as it is stored; `axes` are the oriented scan's."""
+
+    orientation: Orientation
+    axes: tuple[Axis, ...]
+
+    def stored(self, voxels: Int64) -> Float64[Array, "m 3"]:
+        """The stored scan's voxel coordinates (z, y, x), with fractions, of voxels (m, 3).
+
+        Those of padding are outside of the scan.
+        """
+        placed = [axis.positions(voxels[:, number]) for number, axis in enumerate(self.axes)]
+        z, y, x = (axis.inputs for axis in self.axes)
+        return self.orientation.stored(np.stack(placed, axis=1), (z, y, x))
+
+    @property
+    def steps(self) -> Float64[Array, " 3"]:
+        """How many voxels of the stored scan, (z, y, x), one voxel spans."""
+        steps = np.array([axis.step for axis in self.axes])
+        return steps[np.argsort(self.orientation.axes)]
+
+
 class PreparedScan:
     """A scan on the training's grid and scale: a `CubeSource` of float32 within `value_range`.
 
@@ -64,10 +88,15 @@ class PreparedScan:
     """
 
     def __init__(
-        self, volume: CubeSource, scale: Scale, background: float, warnings: tuple[Caveat, ...]
+        self,
+        volume: CubeSource,
+        scale: Scale,
+        background: float,
+        places: Places,
+        warnings: tuple[Caveat, ...],
     ) -> None:
         self._volume = volume
-        self.scale, self.background, self.warnings = scale, background, warnings
+        self.scale, self.background, self.places, self.warnings = scale, background, places, warnings
 
     @property
     def shape(self) -> Sides:
