@@ -1,0 +1,51 @@
+"""Settings of recipes: dataclasses whose fields have defaults, from JSON and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
+from typing import Any, TypeVar
+
+from models.errors import InvalidConfig
+
+Recipe = TypeVar("Recipe")
+
+
+def recipe_of(kind: type[Recipe], settings: Mapping[str, Any]) -> Recipe:
+    """The dataclass with these settings, some of its fields; a nested one takes a mapping.
+
+    Raises InvalidConfig, naming the setting, for one that there is not, or of another type than its default.
+    """
+    known = {field.name: _default(field) for field in fields(kind) if field.init}  # type: ignore[arg-type]
+    for name, value in settings.items():
+        if name not in known:
+            raise InvalidConfig(name, value, f"one of the settings {', '.join(known) or '(none)'}")
+    return kind(**{name: _typed(name, value, known[name]) for name, value in settings.items()})
+
+
+def settings_of(recipe: Any) -> dict[str, Any]:
+    """What `recipe_of` takes, as plain JSON."""
+    return {name: _plain(value) for name, value in asdict(recipe).items()}
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _typed(name: str, value: Any, default: Any) -> Any:
+    """The value, of the default's type; any where the default is None."""
+    if is_dataclass(default) and isinstance(value, Mapping):
+        return recipe_of(type(default), value)
+    if isinstance(value, list):
+        value = tuple(value)
+    takes: type | tuple[type, ...] = (int, float) if isinstance(default, float) else type(default)
+    if default is None or (isinstance(value, takes) and isinstance(value, bool) == isinstance(default, bool)):
+        return value
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", tuple: "a list"}
+    raise InvalidConfig(name, value, words.get(type(default), "a table of settings"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
