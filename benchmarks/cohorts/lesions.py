@@ -59,7 +59,7 @@ class Deep:
         return deep & (distance < NEAR_MM), deep & (distance > FAR_MM)
 
     def places(self, count: int, draw: np.random.Generator) -> Int64:
-        """`count` voxels near the ventricles, then as many far from them: (2 count, 3).
+        """`count` voxels with their centres near the ventricles, then as many far from them: (2 count, 3).
 
         Raises InvalidConfig where the head does not hold as many at this size.
         """
@@ -67,7 +67,8 @@ class Deep:
         for name, zone in zip(("near", "far from"), self.zones, strict=True):
             cells = draw.permutation(np.argwhere(zone))[:TRIED]
             voxels = ((cells + draw.uniform(size=cells.shape)) / zone.shape * self.size).astype(np.int64)
-            chosen = self._apart(voxels, found, count)
+            own = ((voxels + 0.5) / self.size * zone.shape).astype(np.int64)
+            chosen = self._apart(voxels[zone[tuple(own.T)]], found, count)
             if len(chosen) < count:
                 held = f"{self.head.name} holds only {len(chosen)} {name} the ventricles at {self.size}^3"
                 raise InvalidConfig("lesions", count, f"fewer, or the size larger: {held}")
