@@ -60,19 +60,24 @@ def given_folds(patients: Sequence[str], column: Sequence[str]) -> Int64:
 
     Raises InvalidShape for a patient in two folds, naming all three, and for fewer than two folds.
     """
+    refuse_divided(patients, column)
+    names, folds = np.unique(np.asarray(column, dtype=np.str_), return_inverse=True)
+    if len(names) < 2:
+        raise InvalidShape(f"the column of folds names {len(names)}: it must name two or more")
+    return folds.reshape(-1)
+
+
+def refuse_divided(patients: Sequence[str], column: Sequence[object]) -> None:
+    """Raise InvalidShape for a patient in two folds, naming all three, and for other numbers of rows."""
     if len(column) != len(patients):
         raise InvalidShape(f"{len(column)} folds for {len(patients)} rows")
-    first: dict[str, str] = {}
+    first: dict[str, object] = {}
     for patient, fold in zip(patients, column, strict=True):
         if (other := first.setdefault(patient, fold)) != fold:
             raise InvalidShape(
                 f"patient {patient!r} is in fold {other!r} and in fold {fold!r}: give all rows of a patient "
                 "one fold"
             )
-    names, folds = np.unique(np.asarray(column, dtype=np.str_), return_inverse=True)
-    if len(names) < 2:
-        raise InvalidShape(f"the column of folds names {len(names)}: it must name two or more")
-    return folds.reshape(-1)
 
 
 def patient_split(patients: Sequence[str], shares: tuple[float, float, float], *, seed: int) -> Split:

@@ -1,1 +1,11 @@
 """Regressors: recipes that make a model of a cohort. A new one is a file here and a line in `REGRESSORS`."""
+
+from models.regressors.base import Regressor
+from models.regressors.constant import Constant
+from models.regressors.tabular import Tabular
+
+REGRESSORS: dict[str, type[Regressor]] = {
+    "constant": Constant,
+    "tabular": Tabular,
+}
+"""By name, from simple to complex: of two that cannot be told apart `auto` takes the former."""

@@ -1,0 +1,84 @@
+"""The same answer for everybody: what any regressor must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+
+from models.errors import InvalidShape
+from models.learning.cohort import Cohort, Inputs
+from models.learning.saved import digest
+from models.learning.task import LEVELS, Task
+from models.regressors.base import Look
+from models.regressors.linear_model import refuse_other
+from models.regressors.settings import recipe_of
+from models.training import Watch
+from models.types import Array, CubeSource
+
+SCHEMA = 1
+PRIOR = 0.5
+"""Rows that each class is given beside its own (Jeffreys), so that none is called impossible."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The training's mean, its quantiles at `LEVELS`, or its classes' shares."""
+
+    name: ClassVar[str] = "constant"
+
+    def fit(
+        self, cohort: Cohort, task: Task, *, seed: int, device: torch.device, watch: Watch
+    ) -> ConstantModel:
+        """See `Regressor`. Raises InvalidShape for a cohort without rows."""
+        if not len(cohort):
+            raise InvalidShape("a cohort without rows has no mean")
+        return ConstantModel(_answer(cohort.targets, task))
+
+    def load(
+        self, tensors: Mapping[str, Array], manifest: Mapping[str, Any], task: Task, device: torch.device
+    ) -> ConstantModel:
+        """See `Regressor`."""
+        refuse_other(tensors, manifest, SCHEMA)
+        if (answer := tensors["answer"]).shape != (task.outputs,):
+            raise InvalidShape(f"an answer {answer.shape} for a task of {task.outputs} outputs")
+        return ConstantModel(answer)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """See `Regressor`; there are none."""
+        return recipe_of(cls, settings)
+
+
+@dataclass(frozen=True, eq=False)
+class ConstantModel:
+    """An answer (outputs,)."""
+
+    answer: Float64[Array, " outputs"]
+
+    def predict(self, inputs: Inputs) -> Float64[Array, "n outputs"]:
+        """See `Model`. No scan is looked at."""
+        return np.tile(self.answer, (len(inputs), 1))
+
+    def look(self, scan: CubeSource, covariates: Float64[Array, " t"]) -> Look:
+        """See `Model`: there is nothing behind the answer."""
+        return Look()
+
+    def tensors(self) -> dict[str, Array]:
+        """See `Model`."""
+        return {"answer": self.answer}
+
+    def manifest(self) -> dict[str, Any]:
+        """See `Model`."""
+        return {"schema": SCHEMA, "parameters": self.answer.size, "digest": digest(self.tensors())}
+
+
+def _answer(targets: Float64[Array, " n"], task: Task) -> Float64[Array, " outputs"]:
+    if task.kind == "classes":
+        counts = np.bincount(targets.astype(np.int64), minlength=task.outputs) + PRIOR
+        return np.asarray(counts / counts.sum())
+    return np.quantile(targets, LEVELS) if task.kind == "quantiles" else targets.mean(keepdims=True)
