@@ -112,11 +112,14 @@ class Client:
     def wait(self, job_id: str, *, on_change: Callable[[JobView], None] = lambda job: None) -> JobView:
         """Wait for a job to succeed; `on_change` hears each new state.
 
-        Outlasts a restart of the service. Raises ServiceProblem when the job failed or was cancelled.
+        Outlasts a restart of the service. Jobs come without parameters that are long lists. Raises
+        ServiceProblem when the job failed or was cancelled.
         """
         pause_s, revision = FIRST_PAUSE_S, ""
         while True:
-            answer = self._patiently(f"/v1/jobs/{job_id}", {"If-None-Match": revision} if revision else {})
+            answer = self._patiently(
+                f"/v1/jobs/{job_id}?brief=true", {"If-None-Match": revision} if revision else {}
+            )
             if answer.status_code != httpx.codes.NOT_MODIFIED:
                 revision, pause_s = answer.headers["ETag"], FIRST_PAUSE_S
                 job = JobView.model_validate_json(answer.content)

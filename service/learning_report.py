@@ -114,8 +114,11 @@ def _counts(result: dict[str, Any]) -> str:
 
 
 def _width(interval: dict[str, Any], unit: str) -> str:
-    width = f"{interval['half_width']:.4g}{f' {unit}' if unit else ''}"
-    return f"{interval['level']:.0%} lie within {width} of the answer"
+    """What an answer is widened by, or why it is not."""
+    if interval["threshold"] is None:
+        return f"none at {interval['level']:.0%}: that takes {interval['needed']:,} patients"
+    width = f"{interval['threshold']:.4g}{f' {unit}' if unit else ''}"
+    return f"{interval['level']:.0%}: the answer, and {width} to both sides"
 
 
 def _answer(result: dict[str, Any], unit: str) -> str:
@@ -123,6 +126,8 @@ def _answer(result: dict[str, Any], unit: str) -> str:
 
 
 def _between(interval: dict[str, Any], unit: str) -> str:
+    if interval["low"] is None:
+        return "unknown: the model learnt from too few patients for it"
     return f"{interval['low']:.4g} to {interval['high']:.4g}{unit}"
 
 

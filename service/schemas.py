@@ -14,6 +14,8 @@ from storage.layout import plan_levels
 from storage.records import StoredVolume, VolumeRecord, VolumeState
 
 _UNSTORABLE = re.compile(r"[\0\ud800-\udfff]")
+LONGEST_LIST = 16
+"""Parameters with more items are left out where jobs are listed or watched."""
 _UNSTORABLE_WORDS = "must not contain the character NUL or half of a surrogate pair"
 
 
@@ -125,6 +127,9 @@ class JobView(Wire):
     attempt: int
     max_attempts: int
     parameters: dict[str, Any]
+    left_out: list[str] = Field(
+        [], description="parameters that are not here for their length; /v1/jobs/{id} has them"
+    )
     volume_id: str | None
     queue: str
     created_at: str
@@ -267,9 +272,10 @@ def _stored_facts(stored: StoredVolume) -> dict[str, Any]:
     return {**document, **grid, "orientation": stored.grid.orientation, "level_shapes": shapes}
 
 
-def job_view(job: Job) -> JobView:
-    """A job's row as it goes over the wire."""
+def job_view(job: Job, *, brief: bool = False) -> JobView:
+    """A job's row as it goes over the wire; a brief one leaves out lists such as a cohort's rows."""
     address = f"/v1/jobs/{job.id}"
+    long = [name for name, value in job.parameters.items() if brief and _is_long(value)]
     error = recorded_problem(job.error, instance=address) if job.error else None
     progress = job.progress
     return JobView(
@@ -278,7 +284,8 @@ def job_view(job: Job) -> JobView:
         state=job.state,
         attempt=job.attempt,
         max_attempts=job.max_attempts,
-        parameters=plain(job.parameters),
+        parameters=plain({name: value for name, value in job.parameters.items() if name not in long}),
+        left_out=long,
         volume_id=job.volume_id,
         queue=job.queue,
         created_at=timestamp(job.created_at) or "",
@@ -293,6 +300,10 @@ def job_view(job: Job) -> JobView:
         labels=job.labels,
         links=_job_links(address, job),
     )
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > LONGEST_LIST
 
 
 def _artifact_view(address: str, artifact: Artifact) -> ArtifactView:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+from typing import Any
 
 import pytest
-from house import House, wait_until
+from house import EMBED, House, wait_until
 from problem_checks import assert_problem
 
+from service.errors import MOST_ERRORS
 from service.sweeper import Sweeper
 from storage.artifacts import ArtifactStore
-from storage.jobs import JobState
+from storage.errors import InvalidCohort, StorageError
+from storage.jobs import JobKind, JobState, Queue
 from storage.tidy import store_key
 
 
@@ -229,3 +233,84 @@ def test_artifacts_that_were_not_published(house: House, volume_id: str, name: s
     answer = house.http.get(f"/v1/jobs/{job_id}/artifacts/{name}")
     assert answer.status_code == 404
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+LEARN = JobKind(
+    name="learn",
+    version="1",
+    title="Learn",
+    description="For tests",
+    queue=Queue.TRAIN,
+    parameters_schema={
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "rows": {
+                "type": "array",
+                "items": {"type": "object", "properties": {"target": {"type": ["number", "string"]}}},
+            },
+            "seed": {"type": "integer", "default": 0},
+        },
+    },
+    result_schema={"type": "object"},
+    needs_volume=False,
+)
+
+
+def a_cohort(rows: int) -> list[dict[str, object]]:
+    return [
+        {
+            "volume_id": f"vol_0199aaaa-bbbb-7ccc-8ddd-{i:012x}",
+            "patient": f"patient-{i:06d}",
+            "target": i / 7,
+            "covariates": {f"covariate_{number}": i / 3 + number for number in range(12)},
+        }
+        for i in range(rows)
+    ]
+
+
+def test_a_cohort_of_two_thousand_rows_fits_and_is_not_sent_with_every_look(house: House) -> None:
+    house.catalogue.announce("worker", [EMBED, LEARN], "cpu")
+    rows = a_cohort(2000)
+    answer = house.http.post("/v1/jobs", json={"kind": "learn", "parameters": {"rows": rows}})
+    assert answer.status_code == 202, answer.text
+    address = answer.headers["location"]
+    whole, brief = house.http.get(address), house.http.get(f"{address}?brief=true")
+    assert whole.json()["parameters"] == {"rows": rows, "seed": 0}
+    assert whole.json()["left_out"] == []
+    assert brief.json()["parameters"] == {"seed": 0}
+    assert brief.json()["left_out"] == ["rows"]
+    assert whole.headers["etag"] != brief.headers["etag"]
+    for path in ("/v1/jobs", f"{address}?brief=true"):
+        assert len(house.http.get(path).content) < 2000
+    (listed,) = house.http.get("/v1/jobs").json()["jobs"]
+    assert listed == brief.json()
+
+
+def test_every_faulty_row_of_a_cohort_is_named(house: House) -> None:
+    house.catalogue.announce("worker", [EMBED, LEARN], "cpu")
+    rows = a_cohort(20)
+    rows[3]["target"], rows[17]["target"] = None, [1]
+    answer = house.http.post("/v1/jobs", json={"kind": "learn", "parameters": {"rows": rows}})
+    errors = assert_problem(answer, 422, "invalid-parameters")["errors"]
+    assert [error["pointer"] for error in errors] == [
+        "/parameters/rows/3/target",
+        "/parameters/rows/17/target",
+    ]
+
+
+def test_a_recorded_fault_of_a_table_points_into_the_request(house: House, volume_id: str) -> None:
+    job = submit(house, volume_id)
+    claimed = house.catalogue.claim(str(job["id"]), "worker", 60)
+    assert claimed is not None
+    problems = [(f"/rows/{i}/target", "'x' is no number") for i in range(300)]
+    house.catalogue.fail(claimed.id, 1, error_record_of(InvalidCohort(problems)))
+    error = house.http.get(f"/v1/jobs/{claimed.id}").json()["error"]
+    assert (error["code"], error["status"]) == ("invalid-cohort", 422)
+    assert len(error["errors"]) == MOST_ERRORS
+    assert error["errors"][1] == {"pointer": "/parameters/rows/1/target", "detail": "'x' is no number"}
+    assert len(json.dumps(error)) < 20_000
+
+
+def error_record_of(error: StorageError) -> dict[str, Any]:
+    return {**error.facts(), "code": error.code, "detail": str(error), "retryable": error.retryable}

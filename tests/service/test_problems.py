@@ -76,7 +76,7 @@ def test_a_wrong_request_is_a_problem(
         (b'{"kind": "embed", "parameters": {"rank": 1e999}}', 422, "invalid-request"),
         (b'{"kind": "embed", "labels": {"a": "\\u0000"}}', 422, "invalid-request"),
         (b"[" * 100_000, 400, "bad-request"),
-        (b'{"kind": "' + b"x" * (1 << 20) + b'"}', 413, "body-too-large"),
+        (b'{"kind": "' + b"x" * (4 << 20) + b'"}', 413, "body-too-large"),
     ],
 )
 def test_a_wrong_body_is_a_problem(library: Library, body: bytes, status: int, code: str) -> None:
