@@ -32,7 +32,7 @@ Strides = tuple[int, int, int]
 class ResNet(RowNetwork):
     """Volumes (b, c, Z, Y, X) and covariates (b, t) to outputs (b, o); covariates join at the last layer.
 
-    Row i is of the volume `scan_of[i]`. Weights are drawn from `seed` alone (He normal
+    Weights are drawn from `seed` alone (He normal
     by fan-out, normalisations the identity): torch's own random state is neither read nor changed. Raises
     InvalidConfig for a depth that is not in `DEPTHS`, or a width below 1.
     """
@@ -57,15 +57,14 @@ class ResNet(RowNetwork):
         self.blocks = nn.Sequential(*blocks)
         self.outputs = _linear(EXPANSION * width + covariates, outputs, generator)
 
-    def forward(
-        self,
-        seen: Float[Tensor, "b c z y x"],
-        covariates: Float[Tensor, "n t"],
-        scan_of: Tensor,
-    ) -> Float[Tensor, "n o"]:
+    def features(self, seen: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b f"]:
+        """The means over all places."""
+        places = nn.functional.max_pool3d(self.stem(seen).relu_(), 3, stride=2, padding=1)
+        return self.blocks(places).mean(dim=(2, 3, 4))  # type: ignore[no-any-return]
+
+    def told(self, features: Float[Tensor, "n f"], covariates: Float[Tensor, "n t"]) -> Float[Tensor, "n o"]:
         """Outputs of rows."""
-        features = self._features(seen)
-        return self.outputs(torch.cat([features[scan_of], covariates], dim=1))  # type: ignore[no-any-return]
+        return self.outputs(torch.cat([features, covariates], dim=1))  # type: ignore[no-any-return]
 
     def settle(self, batches: Iterable[Float[Tensor, "b c z y x"]]) -> None:
         """Take the statistics of normalisation anew, with weights as they are: their mean over some batches.
@@ -79,7 +78,7 @@ class ResNet(RowNetwork):
         self.train()
         with torch.no_grad():
             for batch in batches:
-                self._features(batch)
+                self.features(batch)
 
     def folded(self) -> ResNet:
         """The same function as in evaluation, with normalisations within convolutions: less to compute and
@@ -90,10 +89,6 @@ class ResNet(RowNetwork):
             unit.conv = fuse_conv_bn_eval(unit.conv, unit.norm)  # type: ignore[arg-type]
             unit.norm = nn.Identity()
         return network
-
-    def _features(self, seen: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b f"]:
-        places = nn.functional.max_pool3d(self.stem(seen).relu_(), 3, stride=2, padding=1)
-        return self.blocks(places).mean(dim=(2, 3, 4))  # type: ignore[no-any-return]
 
 
 class Unit(nn.Module):

@@ -73,13 +73,21 @@ class Answers:
 
 
 class RowNetwork(nn.Module):
-    """A network of what is seen of scans (b, ...) and of covariates (n, t), rows being of scans `scan_of`."""
+    """A network of what is seen of scans (b, ...), and of rows of them with covariates (n, t)."""
+
+    def features(self, seen: Tensor) -> Float[Tensor, "b f"]:
+        """Of scans."""
+        raise NotImplementedError
+
+    def told(self, features: Float[Tensor, "n f"], covariates: Float[Tensor, "n t"]) -> Float[Tensor, "n o"]:
+        """Outputs of rows."""
+        raise NotImplementedError
 
     def forward(
         self, seen: Tensor, covariates: Float[Tensor, "n t"], scan_of: Tensor
     ) -> Float[Tensor, "n o"]:
-        """Outputs of rows."""
-        raise NotImplementedError
+        """Outputs of rows; row i is of the scan `scan_of[i]`."""
+        return self.told(self.features(seen)[scan_of], covariates)
 
     def seeded(self, seed: int) -> None:
         """Draw what a step draws from this seed; most draw nothing."""
@@ -149,15 +157,17 @@ def predicted(
     look: LookAt,
     device: torch.device,
 ) -> Float64[Array, "n o"]:
-    """The answers to all rows, scan by scan: what is asked beside a scan does not change its answer."""
-    told = np.empty((len(inputs), answers.task.outputs))
+    """The answers to all rows. Each scan is looked at once and each row told alone: what is asked beside it
+    does not change a bit of an answer.
+    """
+    outputs = torch.empty(len(inputs), answers.task.outputs)
+    beside = torch.from_numpy(covariates).float().to(device)
     with torch.inference_mode():
         for scan in np.unique(inputs.scan_of):
-            rows = np.flatnonzero(inputs.scan_of == scan)
-            beside = torch.from_numpy(covariates[rows]).float().to(device)
-            scan_of = torch.zeros(len(rows), dtype=torch.long, device=device)
-            told[rows] = answers.from_outputs(network(look(np.array([scan])), beside, scan_of))
-    return told
+            features = network.features(look(np.array([scan])))
+            for row in np.flatnonzero(inputs.scan_of == scan).tolist():
+                outputs[row] = network.told(features, beside[row : row + 1])[0]
+    return answers.from_outputs(outputs)
 
 
 def weights_of(network: nn.Module) -> dict[str, Array]:

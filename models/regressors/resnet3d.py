@@ -13,10 +13,11 @@ from torch import Tensor
 
 from models.errors import InvalidConfig, InvalidShape
 from models.learning.cohort import Cohort, Inputs
-from models.learning.saved import digest, part, refuse_mixed, under
+from models.learning.saved import digest, part, under
 from models.learning.task import Task
 from models.regressors.base import Look
 from models.regressors.dense import whole
+from models.regressors.linear_model import refuse_other
 from models.regressors.networks import DEPTHS, ResNet, least_places
 from models.regressors.neural import (
     Answers,
@@ -85,9 +86,7 @@ class ResNet3d:
         self, tensors: Mapping[str, Array], manifest: Mapping[str, Any], task: Task, device: torch.device
     ) -> ResNet3dModel:
         """See `Regressor`."""
-        if manifest.get("schema") != SCHEMA:
-            raise InvalidShape(f"a model of schema {manifest.get('schema')}, not {SCHEMA}: train it again")
-        refuse_mixed(tensors, manifest, "the model")
+        refuse_other(tensors, manifest, SCHEMA)
         covariates = Scaling(tensors["covariates.centre"], tensors["covariates.deviation"])
         network = self._network(manifest["channels"], task, len(covariates.centre), 0, device)
         load_weights(network, part("network", tensors))
