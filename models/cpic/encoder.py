@@ -8,7 +8,7 @@ features depend on the cube around it alone. A new encoder is one class here and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -24,6 +24,7 @@ from models.intensities import IntensityStatistics
 HIDDEN_CHANNELS = (5, 15, 25)
 KERNEL = 3
 RECEPTIVE_FIELD = 1 + (KERNEL - 1) * (len(HIDDEN_CHANNELS) + 1)
+LARGEST = float(torch.finfo(torch.float32).max)
 
 
 class Encoder(Protocol):
@@ -108,31 +109,61 @@ class CpicEncoder(nn.Module):
     """The paper's network: four 3^3 convolutions without padding, ReLU between them, a sigmoid at the end.
 
     Takes boxes of at least 9^3 voxels, standardised per scan. Weights are drawn from `seed` alone (He normal,
-    biases zero): torch's own random state is neither read nor changed.
+    biases zero): torch's own random state is neither read nor changed. Ours: other `hidden` widths, no
+    `sigmoid`, and with `intensity` the mean of each input channel over the cube as a further feature: what is
+    coarse need not be learned, and is not lost.
     """
 
-    def __init__(self, channels: int, features: int, seed: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        features: int,
+        seed: int,
+        *,
+        hidden: Sequence[int] = HIDDEN_CHANNELS,
+        sigmoid: bool = True,
+        intensity: bool = False,
+    ) -> None:
         super().__init__()
-        self.widths = (channels, *HIDDEN_CHANNELS, features)
+        self.widths = (channels, *hidden, features)
+        self.intensity = intensity
         layers: list[nn.Module] = []
         for before, after in pairwise(self.widths):
             layers.append(_empty_conv(before, after))
             layers.append(nn.ReLU(inplace=True))
-        self.layers = nn.Sequential(*layers[:-1], nn.Sigmoid())
+        self.layers = nn.Sequential(*layers[:-1], *([nn.Sigmoid()] if sigmoid else []))
         generator = torch.Generator().manual_seed(seed)
         for layer in self.layers:
             if isinstance(layer, nn.Conv3d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
+    @property
+    def cube_size(self) -> int:
+        """The receptive field."""
+        return 1 + (KERNEL - 1) * (len(self.widths) - 1)
+
+    @property
+    def features(self) -> int:
+        """Values per voxel."""
+        return self.widths[-1] + (self.widths[0] if self.intensity else 0)
+
     def forward(self, boxes: Float[Tensor, "n c z y x"]) -> Float[Tensor, "n f zo yo xo"]:
         """Features of all voxels but 4 at each face. Raises InvalidShape below the receptive field."""
-        if min(boxes.shape[2:]) < RECEPTIVE_FIELD:
+        if min(boxes.shape[2:]) < self.cube_size:
             raise InvalidShape(
-                f"the encoder's receptive field is {RECEPTIVE_FIELD}^3: a box of {tuple(boxes.shape[2:])} "
+                f"the encoder's receptive field is {self.cube_size}^3: a box of {tuple(boxes.shape[2:])} "
                 "is too small for it"
             )
-        return self.layers(boxes)  # type: ignore[no-any-return]
+        learned: Tensor = self.layers(boxes)
+        return torch.cat([learned, _means(boxes, self.cube_size)], dim=1) if self.intensity else learned
+
+
+def _means(boxes: Float[Tensor, "n c z y x"], size: int) -> Float[Tensor, "n c zo yo xo"]:
+    """The mean over the cube of `size` around each voxel; axis by axis, each a running sum."""
+    for axis in (2, 3, 4):
+        boxes = boxes.unfold(axis, size, 1).mean(dim=-1)
+    return boxes
 
 
 def _empty_conv(before: int, after: int) -> nn.Conv3d:
@@ -167,6 +198,58 @@ class StandardisedCpic:
 
     def __call__(self, boxes: Float64[Tensor, "n c z y x"]) -> Float[Tensor, "n f zo yo xo"]:
         """Features of boxes of raw intensities."""
+        return self.encoded(self.standardised(boxes))
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedCpic:
+    """A network that is trained, or was, on scans that are prepared already (`models.learning.preparation`).
+
+    Its features are (network - shift) / scale, channel by channel, cut off at `limit`: of comparable size, so
+    that none outweighs the others in a train, and bounded, as a certificate needs it. Without a shift they
+    are the network's own.
+    """
+
+    network: CpicEncoder
+    shift: Float[Tensor, " f"] | None = None
+    scale: Float[Tensor, " f"] | None = None
+    limit: float = LARGEST
+    rank_tolerance: float = 1e-6
+    scratch_bytes: int = 64 << 10
+
+    @property
+    def cube_size(self) -> int:
+        """The receptive field."""
+        return self.network.cube_size
+
+    @property
+    def features(self) -> int:
+        """Values per voxel."""
+        return self.network.features
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """The limit, both ways."""
+        return -self.limit, self.limit
+
+    def work(self, outputs: Sides) -> Work:
+        """Of its convolutions."""
+        return convolution_work(self.network.widths, KERNEL, outputs)
+
+    def standardised(self, boxes: Float64[Tensor, "n c z y x"]) -> Float[Tensor, "n c z y x"]:
+        """As they are, in the precision of the weights."""
+        return boxes.to(next(self.network.parameters()).dtype)
+
+    def encoded(self, boxes: Float[Tensor, "n c z y x"]) -> Float[Tensor, "n f zo yo xo"]:
+        """Run the network; shift, scale, limit."""
+        features: Tensor = self.network(boxes)
+        if self.shift is None or self.scale is None:
+            return features
+        across = (-1, 1, 1, 1)
+        return ((features - self.shift.view(across)) / self.scale.view(across)).clamp(-self.limit, self.limit)
+
+    def __call__(self, boxes: Float64[Tensor, "n c z y x"]) -> Float[Tensor, "n f zo yo xo"]:
+        """Features of boxes of prepared intensities."""
         return self.encoded(self.standardised(boxes))
 
 

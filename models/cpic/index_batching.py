@@ -17,13 +17,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from models.cpic.encoding import ENCODE_BATCH, batches, shares
+from models.cpic.encoding import ENCODE_BATCH, batches, check, naming, shares
 from models.cpic.field import EncodedVoxels, encode_together
 from models.errors import InvalidConfig
 from models.types import Int64
@@ -38,17 +39,20 @@ def index_batched(
 ) -> list[Float64[Tensor, "m f"]]:
     """The features of distinct voxels (m,) of each volume, differentiable by the encoders' weights.
 
-    They are those of `EncodedVoxels.features`, bit by bit, and encoded only if unknown. A backward pass
-    encodes them once more, with the memory of the graph of `chunk` points, or of two boxes where those take
-    more; weights must stand still until then. Raises what `encode_together` raises, and InvalidConfig, naming
-    the layer, for a network whose features of one voxel depend on other voxels or on chance, and for a chunk
-    below 1.
+    They are those of `EncodedVoxels.features`, bit by bit. Where they fit into one chunk they are encoded
+    with their graph; else without it, if unknown, and a backward pass encodes them once more, with the memory
+    of the graph of `chunk` points, or of two boxes where those take more; weights must stand still until
+    then. Raises what `encode_together` raises, and InvalidConfig, naming the layer, for a network whose
+    features of one voxel depend on other voxels or on chance, and for a chunk below 1.
     """
     if chunk < 1:
         raise InvalidConfig("chunk", chunk, "at least 1")
     for volume in volumes:
         refuse_ties(volume.scan.encoder.network)
     weights = _trained(volumes)
+    sizes = [len(wanted) for wanted in voxels]
+    if weights and torch.is_grad_enabled() and min(sizes) > 0 and sum(sizes) <= chunk:
+        return _at_once(volumes, voxels, chunk)
     encode_together(volumes, voxels)
     features = [volume.features(wanted) for volume, wanted in zip(volumes, voxels, strict=True)]
     if not weights or not torch.is_grad_enabled():
@@ -62,6 +66,28 @@ def refuse_ties(network: nn.Module | None) -> None:
         chance = isinstance(layer, _DropoutNd) and layer.training and layer.p > 0
         if chance or isinstance(layer, _NormBase | nn.GroupNorm):
             raise InvalidConfig(f"encoder.{name}", type(layer).__name__, TOGETHER)
+
+
+def _at_once(volumes: Sequence[EncodedVoxels], voxels: Sequence[Int64], chunk: int) -> list[Tensor]:
+    """The features with their graph: what fits into one chunk need not be encoded twice."""
+    scans, sizes = [volume.scan for volume in volumes], [len(wanted) for wanted in voxels]
+    parts: list[list[Tensor]] = [[] for _ in volumes]
+    places: list[list[Int64]] = [[] for _ in volumes]
+    for batch in batches(scans, voxels, chunk):
+        features = batch.features().double()
+        for owner, own, numbers in shares(batch.rows, sizes):
+            with naming(owner, scans):
+                check(features[own].detach(), voxels[owner][numbers], scans[owner])
+            parts[owner].append(features[own])
+            places[owner].append(numbers)
+            volumes[owner].stepped()
+    return [_in_order(part, at) for part, at in zip(parts, places, strict=True)]
+
+
+def _in_order(parts: Sequence[Tensor], places: Sequence[Int64]) -> Tensor:
+    """Rows of several batches, each where it belongs."""
+    order = torch.from_numpy(np.argsort(np.concatenate(places)))
+    return torch.cat(list(parts))[order.to(parts[0].device)]
 
 
 class _TwoStages(torch.autograd.Function):

@@ -1,0 +1,381 @@
+"""C-PIC, by the recipe that learns; `random_voxels` is the same without cross-approximation.
+
+1. *Encoder*: by pooled moments of random voxels and a linear head (`PooledLearner`), for `steps` steps.
+2. *Through trains*, for `projected_steps` (none by default): by principal features of tensor trains
+   (`ProjectedLearner`), with the paper's perceptron or a linear head.
+3. *Head*: the encoder is frozen, its features are calibrated, trains, anchors and statistics are made anew,
+and a linear
+   head is fitted in closed form to the block of features that inner cross-validation by patient prefers.
+
+The paper's own form (`Cpic.paper()`) is step 2 alone, scalar, with a sigmoid. It did not learn from scratch
+on the cohorts that we know; docs/results.md reports it beside the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+
+from models.cpic.encoder import CpicEncoder, LearnedCpic
+from models.cpic.fibres import FibreConfig
+from models.cpic.head import HIDDEN, Head
+from models.cpic.moments import Pooling
+from models.cpic.strategies import Randomly
+from models.errors import InvalidConfig, InvalidShape
+from models.learning.cohort import Cohort, Inputs
+from models.learning.linear import LinearHead
+from models.learning.saved import digest, part, refuse_mixed, under
+from models.learning.task import Task
+from models.regressors.base import Look
+from models.regressors.encoders import (
+    EncoderConfig,
+    EncoderWithHead,
+    PooledLearner,
+    ProjectedLearner,
+    ProjectionConfig,
+    calibrated,
+    linear_outputs,
+)
+from models.regressors.neural import Answers, Scaling, load_weights, refuse_covariates, weights_of
+from models.regressors.readouts import (
+    FibreReadout,
+    FibreReadoutConfig,
+    Readout,
+    VoxelReadout,
+    VoxelReadoutConfig,
+)
+from models.regressors.settings import recipe_of, settings_of
+from models.training import History, TrainingConfig, Watch, train
+from models.types import Array, CubeSource
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Cpic:
+    """See the module's text. `steps` = 0 leaves the encoder as it was drawn: the random frozen one.
+
+    `voxels` are drawn per scan and step. `batch` scans make a step. Raises InvalidConfig, naming the setting.
+    """
+
+    name: ClassVar[str] = "cpic"
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    steps: int = 200
+    batch: int = 6
+    voxels: int = 128
+    pooling: int = 2
+    rate: float = 5e-3
+    weight_decay: float = 0.0
+    projected_steps: int = 0
+    projected_rate: float = 1e-3
+    projection: ProjectionConfig = field(default_factory=ProjectionConfig)
+    perceptron: bool = False
+    readout: FibreReadoutConfig = field(default_factory=FibreReadoutConfig)
+
+    def __post_init__(self) -> None:
+        for setting in ("steps", "projected_steps"):
+            if getattr(self, setting) < 0:
+                raise InvalidConfig(setting, getattr(self, setting), "at least 0")
+        for setting in ("batch", "voxels", "pooling"):
+            if getattr(self, setting) < 1:
+                raise InvalidConfig(setting, getattr(self, setting), "at least 1")
+
+    @classmethod
+    def paper(cls) -> Self:
+        """As published: a scalar QTT of rank 10, anchors, perceptron, no start by pooled moments."""
+        fibres = FibreConfig(layout="qtt", sampling="scalar", rank=10, oversampling=1.0, sweeps=2)
+        return cls(
+            encoder=EncoderConfig(hidden=(5, 15, 25), features=16, sigmoid=True, intensity=False),
+            steps=0,
+            projected_steps=200,
+            projection=ProjectionConfig(fibres=fibres),
+            perceptron=True,
+            readout=FibreReadoutConfig(fibres=fibres, counts=(10,), poolings=()),
+        )
+
+    def fit(self, cohort: Cohort, task: Task, *, seed: int, device: torch.device, watch: Watch) -> CpicModel:
+        """See `Regressor`."""
+        trained = train_encoder(self, cohort, task, seed=seed, device=device, watch=watch)
+        encoder = calibrated(trained.encoder, cohort.inputs.scans, seed, device)
+        readout, features = FibreReadout.of(
+            cohort.inputs.scans,
+            cohort.patients,
+            lambda scan: encoder,
+            self.readout,
+            seed=seed,
+            device=device,
+            report=watch.report,
+        )
+        return CpicModel.fitted(self, encoder, readout, features, cohort, task, trained.histories, seed)
+
+    def load(
+        self, tensors: Mapping[str, Array], manifest: Mapping[str, Any], task: Task, device: torch.device
+    ) -> CpicModel:
+        """See `Regressor`."""
+        encoder = _loaded_encoder(self.encoder, tensors, manifest, device)
+        readout = FibreReadout.from_saved(
+            part("readout", tensors), manifest["readout"], lambda scan: encoder, device
+        )
+        return CpicModel.from_saved(self, encoder, readout, tensors, manifest)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """See `Regressor`; `{"mode": "paper"}` gives the paper's form, whose settings others change."""
+        if settings.get("mode") == "paper":
+            rest = {name: value for name, value in settings.items() if name != "mode"}
+            return recipe_of(cls, {**settings_of(cls.paper()), **rest})
+        return recipe_of(cls, settings)
+
+
+@dataclass(frozen=True)
+class RandomVoxelsRegressor:
+    """Encoder and head as in `cpic`, read at `readout.count` random voxels: the baseline that C-PIC must
+    face.
+    """
+
+    name: ClassVar[str] = "random_voxels"
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    steps: int = 200
+    batch: int = 6
+    voxels: int = 128
+    pooling: int = 2
+    rate: float = 5e-3
+    weight_decay: float = 0.0
+    readout: VoxelReadoutConfig = field(default_factory=VoxelReadoutConfig)
+
+    def fit(self, cohort: Cohort, task: Task, *, seed: int, device: torch.device, watch: Watch) -> CpicModel:
+        """See `Regressor`."""
+        trained = train_encoder(self.training(), cohort, task, seed=seed, device=device, watch=watch)
+        encoder = calibrated(trained.encoder, cohort.inputs.scans, seed, device)
+        readout = self._readout(encoder, seed, device)
+        features = []
+        for done, scan in enumerate(cohort.inputs.scans):
+            watch.report("voxels", done, len(cohort.inputs.scans))
+            features.append(readout.see(scan).features())
+        return CpicModel.fitted(
+            self, encoder, readout, np.stack(features), cohort, task, trained.histories, seed
+        )
+
+    def load(
+        self, tensors: Mapping[str, Array], manifest: Mapping[str, Any], task: Task, device: torch.device
+    ) -> CpicModel:
+        """See `Regressor`."""
+        encoder = _loaded_encoder(self.encoder, tensors, manifest, device)
+        readout = self._readout(encoder, manifest["readout"]["seed"], device)
+        return CpicModel.from_saved(self, encoder, readout, tensors, manifest)
+
+    def training(self) -> Cpic:
+        """How the encoder is trained."""
+        shared = ("encoder", "steps", "batch", "voxels", "pooling", "rate", "weight_decay")
+        return Cpic(**{name: getattr(self, name) for name in shared})
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """See `Regressor`."""
+        return recipe_of(cls, settings)
+
+    def _readout(self, encoder: LearnedCpic, seed: int, device: torch.device) -> VoxelReadout:
+        return VoxelReadout(self.readout, lambda scan: encoder, encoder.features, seed, device)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """An encoder, the head that descended with it, and how."""
+
+    encoder: CpicEncoder
+    network: EncoderWithHead
+    histories: dict[str, History]
+
+
+def train_encoder(
+    recipe: Cpic, cohort: Cohort, task: Task, *, seed: int, device: torch.device, watch: Watch
+) -> Trained:
+    """Steps 1 and 2 of the recipe."""
+    encoder = recipe.encoder.network(cohort.inputs.scans[0].channels, seed, device)
+    answers, covariates = Answers.of(task, cohort.targets), Scaling.of(cohort.inputs.covariates)
+    beside = covariates(cohort.inputs.covariates)
+    scans = len(np.unique(cohort.inputs.scan_of))
+    histories: dict[str, History] = {}
+    pooling = Pooling("hat", recipe.pooling)
+    width = pooling.moments * encoder.features + beside.shape[1]
+    network = EncoderWithHead(encoder, linear_outputs(width, task.outputs, device))
+    if recipe.steps:
+        strategy = Randomly(recipe.voxels, pooling)
+        learner = PooledLearner(network, cohort, answers, beside, strategy, device)
+        config = _training(recipe.steps, scans, recipe.batch, recipe.rate, recipe.weight_decay)
+        histories["pooled"] = train(learner, config, seed=seed, watch=watch.part("pooled"))
+    if recipe.projected_steps:
+        network = EncoderWithHead(encoder, _projected_head(recipe, task, beside.shape[1], seed, device))
+        seen_as = (
+            calibrated(encoder, cohort.inputs.scans, seed, device) if recipe.steps else LearnedCpic(encoder)
+        )
+        projected = ProjectedLearner(network, cohort, answers, beside, seen_as, recipe.projection, device)
+        config = _training(
+            recipe.projected_steps, scans, recipe.batch, recipe.projected_rate, recipe.weight_decay
+        )
+        histories["projected"] = train(projected, config, seed=seed, watch=watch.part("projected"))
+    encoder.eval().requires_grad_(False)
+    return Trained(encoder, network, histories)
+
+
+@dataclass(frozen=True, eq=False)
+class CpicModel:
+    """An encoder, a readout and a head. `block` is what the head takes, `inner_errors` why."""
+
+    recipe: Cpic | RandomVoxelsRegressor
+    encoder: LearnedCpic
+    readout: Readout
+    head: LinearHead
+    block: str
+    inner_errors: Mapping[str, float]
+    histories: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def fitted(
+        cls,
+        recipe: Cpic | RandomVoxelsRegressor,
+        encoder: LearnedCpic,
+        readout: Readout,
+        features: Float64[Array, "s p"],
+        cohort: Cohort,
+        task: Task,
+        histories: Mapping[str, History],
+        seed: int,
+    ) -> Self:
+        """With the head of the block whose inner error is least."""
+        inputs = cohort.inputs
+        heads = {
+            name: LinearHead.fit(
+                features[inputs.scan_of, where],
+                cohort.targets,
+                cohort.row_patients,
+                task,
+                free=inputs.covariates,
+                seed=seed,
+            )
+            for name, where in readout.blocks.items()
+        }
+        errors = {name: head.choice.error for name, head in heads.items()}
+        block = min(errors, key=lambda name: errors[name])
+        told = {name: history.to_json() for name, history in histories.items()}
+        return cls(recipe, encoder, readout, heads[block], block, errors, told)
+
+    def predict(self, inputs: Inputs) -> Float64[Array, "n outputs"]:
+        """See `Model`."""
+        refuse_covariates(inputs, len(self.head.free_centre))
+        answers = np.empty((len(inputs), self.head.task.outputs))
+        for scan in np.unique(inputs.scan_of).tolist():
+            rows = np.flatnonzero(inputs.scan_of == scan)
+            features = self._features(inputs.scans[scan])
+            answers[rows] = self.head.predict(
+                np.repeat(features[None], len(rows), 0), inputs.covariates[rows]
+            )
+        return answers
+
+    def look(self, scan: CubeSource, covariates: Float64[Array, " t"]) -> Look:
+        """See `Model`."""
+        seen = self.readout.see(scan)
+        features, where = seen.features(), self.readout.blocks[self.block]
+        gradient = np.zeros_like(features)
+        gradient[where] = self.head.gradient(features[where], covariates)
+        distance = self.readout.distance(seen)
+        if distance is None:
+            own = self.head.distances(features[None, where])
+            distance = float(own[0]), float(self.head.percentiles(own)[0])
+        return Look(
+            distance=distance[0],
+            distance_percentile=distance[1],
+            certificate=self.readout.certificate(seen),
+            voxels=len(seen.voxels),
+            saliency=seen.saliency(gradient),
+        )
+
+    def tensors(self) -> dict[str, Array]:
+        """See `Model`."""
+        assert self.encoder.shift is not None
+        assert self.encoder.scale is not None
+        return {
+            **under("encoder", weights_of(self.encoder.network)),
+            "shift": self.encoder.shift.cpu().numpy(),
+            "scale": self.encoder.scale.cpu().numpy(),
+            **under("readout", self.readout.tensors()),
+            **under("head", self.head.tensors()),
+        }
+
+    def manifest(self) -> dict[str, Any]:
+        """See `Model`."""
+        weights = sum(p.numel() for p in self.encoder.network.parameters())
+        return {
+            "schema": SCHEMA,
+            "parameters": weights + self.head.parameters,
+            "channels": self.encoder.network.widths[0],
+            "limit": self.encoder.limit,
+            "readout": self.readout.manifest(),
+            "head": self.head.manifest(),
+            "block": self.block,
+            "inner_errors": dict(self.inner_errors),
+            "histories": {name: dict(history) for name, history in self.histories.items()},
+            "digest": digest(self.tensors()),
+        }
+
+    @classmethod
+    def from_saved(
+        cls,
+        recipe: Cpic | RandomVoxelsRegressor,
+        encoder: LearnedCpic,
+        readout: Readout,
+        tensors: Mapping[str, Array],
+        manifest: Mapping[str, Any],
+    ) -> Self:
+        """What `tensors` and `manifest` gave, with its encoder and readout."""
+        return cls(
+            recipe,
+            encoder,
+            readout,
+            LinearHead.from_saved(part("head", tensors), manifest["head"]),
+            manifest["block"],
+            manifest["inner_errors"],
+            manifest["histories"],
+        )
+
+    def _features(self, scan: CubeSource) -> Float64[Array, " p"]:
+        return self.readout.see(scan).features()[self.readout.blocks[self.block]]
+
+
+def _training(steps: int, scans: int, batch: int, rate: float, weight_decay: float) -> TrainingConfig:
+    """So many steps, in whole epochs."""
+    per_epoch = max(1, scans // batch)
+    return TrainingConfig(
+        epochs=max(1, round(steps / per_epoch)), batch=batch, rate=rate, weight_decay=weight_decay
+    )
+
+
+def _projected_head(
+    recipe: Cpic, task: Task, covariates: int, seed: int, device: torch.device
+) -> torch.nn.Module:
+    """The paper's perceptron, or a linear head."""
+    width = recipe.projection.count + covariates
+    if not recipe.perceptron:
+        return linear_outputs(width, task.outputs, device)
+    return Head(width, seed, outputs=task.outputs, hidden=HIDDEN, dtype=torch.float64).to(device)
+
+
+def _loaded_encoder(
+    config: EncoderConfig, tensors: Mapping[str, Array], manifest: Mapping[str, Any], device: torch.device
+) -> LearnedCpic:
+    """The encoder that a model was saved with. Raises InvalidShape for a model that is not whole."""
+    if manifest.get("schema") != SCHEMA:
+        raise InvalidShape(f"a model of schema {manifest.get('schema')}, not {SCHEMA}: train it again")
+    refuse_mixed(tensors, manifest, "the model")
+    network = config.network(int(manifest["channels"]), 0, device)
+    load_weights(network, part("encoder", tensors))
+    network.eval().requires_grad_(False)
+    shift, scale = (torch.from_numpy(np.array(tensors[name])).to(device) for name in ("shift", "scale"))
+    return LearnedCpic(network, shift, scale, float(manifest["limit"]))

@@ -1,0 +1,334 @@
+"""What is read of a scan behind an encoder that stands still: a vector of features, in named blocks.
+
+Two ways, with one face. `FibreReadout` is C-PIC's: fibres, their train, its principal features (by the
+anchors of the training) and its pooled moments. `VoxelReadout` is the plain one: pooled moments, estimated
+from random voxels. A head takes one block, whichever inner cross-validation prefers.
+
+How far a scan is from those of the training is told by what of its train the principal axes do not span, the
+root mean square d(x) = sqrt(outside(x) / N) over the N values of a scan; for a scan of the training, all
+scans of its patient are left out (`left_out`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from models.cpic.certificate import certify
+from models.cpic.embed import features_at
+from models.cpic.encoder import Encoder
+from models.cpic.fibres import FibreConfig, Fibres
+from models.cpic.field import EncodedVoxels
+from models.cpic.moments import Pooling, pooled_moments
+from models.cpic.projection import Basis
+from models.cpic.random_voxels import RandomVoxels
+from models.errors import InvalidConfig
+from models.learning.saved import part, under
+from models.regressors.base import Saliency
+from models.regressors.settings import recipe_of, settings_of
+from models.regressors.trains import left_out
+from models.tt.gram import gram
+from models.tt.train import TensorTrain, stacked
+from models.types import Array, CubeSource, Int64, Report
+
+HELD_OUT, CONFIDENCE = 4000, 0.95
+"""Voxels that a look tests a train at, and the confidence of its certificate."""
+LEAST_DISTANCE_SCANS = 3
+"""With fewer anchors nothing can be said of distances."""
+
+EncoderOf = Callable[[CubeSource], Encoder]
+"""The encoder of a scan."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """One scan as a readout sees it: `vector` makes features (p,) of the values (m, f) of `voxels` (m,)."""
+
+    volume: EncodedVoxels
+    voxels: Int64
+    vector: Callable[[Tensor], Float64[Tensor, " p"]]
+    train: TensorTrain | None = None
+    fibres: Fibres | None = None
+
+    @property
+    def values(self) -> Float64[Tensor, "m f"]:
+        """The features of the voxels."""
+        return self.volume.features(self.voxels)
+
+    def features(self) -> Float64[Array, " p"]:
+        """All blocks, side by side."""
+        return np.asarray(self.vector(self.values).cpu().numpy())
+
+    def saliency(self, gradient: Float64[Array, " p"]) -> Saliency:
+        """Gradient times value at every voxel, for an answer that changes with the features so."""
+        values = self.values.requires_grad_()
+        moved = self.vector(values) @ torch.from_numpy(gradient).to(values.device)
+        (slopes,) = torch.autograd.grad(moved, values)
+        weights = (slopes * values.detach()).sum(dim=1).cpu().numpy()
+        return Saliency(np.stack(np.unravel_index(self.voxels, self.volume.scan.shape), axis=1), weights)
+
+
+class Readout(Protocol):
+    """A way to read scans; what it learnt of the training is in it."""
+
+    @property
+    def blocks(self) -> dict[str, slice]:
+        """Where each block of features stands."""
+
+    def see(self, scan: CubeSource) -> Seen:
+        """One scan; the same for the same scan, whatever is seen beside it."""
+
+    def distance(self, seen: Seen) -> tuple[float, float] | None:
+        """How far the scan is from those of the training, and its percentile among them, if that is known."""
+
+    def certificate(self, seen: Seen) -> dict[str, Any] | None:
+        """Of the approximation that was used, if there is one."""
+
+    def tensors(self) -> dict[str, Array]:
+        """Everything that is an array, by name."""
+
+    def manifest(self) -> dict[str, Any]:
+        """Everything else, as JSON."""
+
+
+@dataclass(frozen=True)
+class FibreReadoutConfig:
+    """How scans are read by fibres. Raises InvalidConfig, naming the setting.
+
+    `counts` are the numbers of principal features that are offered, `poolings` the functions per axis of the
+    moments; either may be empty. At most `anchors` scans make the basis, drawn where there are more.
+    """
+
+    fibres: FibreConfig = field(default_factory=FibreConfig)
+    counts: tuple[int, ...] = (10, 30)
+    poolings: tuple[int, ...] = (2, 3)
+    anchors: int = 256
+
+    def __post_init__(self) -> None:
+        if not self.counts and not self.poolings:
+            raise InvalidConfig("counts", self.counts, "not empty where poolings are")
+        for setting in ("counts", "poolings"):
+            if min(getattr(self, setting), default=1) < 1:
+                raise InvalidConfig(setting, getattr(self, setting), "of at least 1 each")
+        if self.anchors < 1:
+            raise InvalidConfig("anchors", self.anchors, "at least 1")
+
+
+@dataclass(frozen=True, eq=False)
+class FibreReadout:
+    """See the module's text. Make one with `FibreReadout.of`; `distances` are those of the anchors,
+    ascending.
+    """
+
+    config: FibreReadoutConfig
+    encoder_of: EncoderOf
+    features: int
+    seed: int
+    basis: Basis | None
+    distances: Float64[Array, " k"]
+    device: torch.device
+
+    @classmethod
+    def of(
+        cls,
+        scans: Sequence[CubeSource],
+        patients: Sequence[str],
+        encoder_of: EncoderOf,
+        config: FibreReadoutConfig,
+        *,
+        seed: int,
+        device: torch.device,
+        report: Report,
+    ) -> tuple[Self, Float64[Array, "s p"]]:
+        """The readout that these scans span, and their features. Each scan is looked at once.
+
+        `report` is called with the phase "trains".
+        """
+        looks = []
+        for done, scan in enumerate(scans):
+            report("trains", done, len(scans))
+            looks.append(_sampled(scan, encoder_of, config.fibres, seed, device))
+        drawn = np.random.default_rng([seed, len(scans)]).permutation(len(scans))[: config.anchors]
+        chosen = np.sort(drawn).tolist()
+        width = encoder_of(scans[0]).features
+        own = cls(config, encoder_of, width, seed, None, np.empty(0), device)
+        if config.counts:
+            basis = Basis.of(stacked([looks[number][2] for number in chosen]), max(config.counts))
+            distances = np.empty(0)
+            if len(chosen) >= LEAST_DISTANCE_SCANS:
+                G = gram(basis.anchors, basis.anchors).cpu().numpy()
+                outside = left_out(G, [patients[number] for number in chosen], max(config.counts))
+                distances = np.sort(np.sqrt(outside / _values(scans[0], width)))
+            own = cls(config, encoder_of, width, seed, basis, distances, device)
+        features = [own._vector(fibres, train).cpu().numpy() for _, fibres, train in looks]
+        return own, np.stack(features)
+
+    @property
+    def blocks(self) -> dict[str, slice]:
+        """Principal features first; smaller counts are the first of them."""
+        offered = {f"principal {count}": slice(0, count) for count in self.config.counts}
+        start = max(self.config.counts, default=0)
+        for count in self.config.poolings:
+            width = Pooling("hat", count).moments * self.features
+            offered[f"moments {count}"] = slice(start, start + width)
+            start += width
+        return offered
+
+    def see(self, scan: CubeSource) -> Seen:
+        """See `Readout`."""
+        volume, fibres, train = _sampled(scan, self.encoder_of, self.config.fibres, self.seed, self.device)
+        return Seen(
+            volume, fibres.voxels, lambda values: self._vector(fibres, fibres.train(values)), train, fibres
+        )
+
+    def distance(self, seen: Seen) -> tuple[float, float] | None:
+        """See `Readout`."""
+        if self.basis is None or not len(self.distances) or seen.train is None:
+            return None
+        values = self.features * int(np.prod(seen.volume.scan.shape, dtype=np.int64))
+        distance = float((self.basis.outside(stacked([seen.train]))[0] / values).sqrt())
+        sides = [np.searchsorted(self.distances, distance, side=side) for side in ("left", "right")]
+        return distance, float(50 * sum(sides) / len(self.distances))
+
+    def certificate(self, seen: Seen) -> dict[str, Any] | None:
+        """At voxels drawn for it alone; None for features without a known range."""
+        value_range = seen.volume.scan.encoder.value_range
+        if seen.fibres is None or seen.train is None or value_range[1] - value_range[0] > 1e6:
+            return None
+        held_seed = int(np.random.SeedSequence(self.seed).generate_state(3)[2])
+        layout = seen.fibres.layout
+        drawn = np.random.default_rng(held_seed).integers(layout.voxels, size=HELD_OUT)
+        zyx = np.stack(np.unravel_index(drawn, layout.shape[:3]), axis=-1)
+        truth = seen.volume.features(drawn).cpu().numpy()
+        return certify(features_at(seen.train, layout, zyx), truth, zyx, value_range, CONFIDENCE).to_json()
+
+    def tensors(self) -> dict[str, Array]:
+        """See `Readout`."""
+        basis = {} if self.basis is None else under("basis", self.basis.tensors())
+        return {**basis, "distances": self.distances}
+
+    def manifest(self) -> dict[str, Any]:
+        """See `Readout`."""
+        return {
+            "config": settings_of(self.config),
+            "features": self.features,
+            "seed": self.seed,
+            "basis": None if self.basis is None else self.basis.manifest(),
+        }
+
+    @classmethod
+    def from_saved(
+        cls,
+        tensors: Mapping[str, Array],
+        manifest: Mapping[str, Any],
+        encoder_of: EncoderOf,
+        device: torch.device,
+    ) -> Self:
+        """What `tensors` and `manifest` gave. Raises InvalidShape where they do not belong together."""
+        told = manifest["basis"]
+        basis = None if told is None else Basis.from_tensors(part("basis", tensors), told)
+        config = recipe_of(FibreReadoutConfig, manifest["config"])
+        return cls(
+            config,
+            encoder_of,
+            manifest["features"],
+            manifest["seed"],
+            basis,
+            np.array(tensors["distances"]),
+            device,
+        )
+
+    def _vector(self, fibres: Fibres, train: TensorTrain) -> Float64[Tensor, " p"]:
+        blocks = [] if self.basis is None else [self.basis.features(stacked([train]))[0]]
+        for count in self.config.poolings:
+            blocks.append(pooled_moments(train, fibres.layout, Pooling("hat", count)).flatten())
+        return torch.cat(blocks)
+
+
+@dataclass(frozen=True)
+class VoxelReadoutConfig:
+    """How scans are read by random voxels: `count` of them, stratified. Raises InvalidConfig, naming the
+    setting.
+    """
+
+    count: int = 4000
+    strata: int = 8
+    poolings: tuple[int, ...] = (2, 3)
+
+    def __post_init__(self) -> None:
+        if not self.poolings or min(self.poolings) < 1:
+            raise InvalidConfig("poolings", self.poolings, "one or more, of at least 1 each")
+        if not 1 <= self.strata**3 <= self.count:
+            raise InvalidConfig("count", self.count, f"at least strata^3, {self.strata**3}")
+
+
+@dataclass(frozen=True, eq=False)
+class VoxelReadout:
+    """Moments from random voxels: the same voxels in every scan of a shape."""
+
+    config: VoxelReadoutConfig
+    encoder_of: EncoderOf
+    features: int
+    seed: int
+    device: torch.device
+
+    @property
+    def blocks(self) -> dict[str, slice]:
+        """Moments by pooling."""
+        offered, start = {}, 0
+        for count in self.config.poolings:
+            width = Pooling("hat", count).moments * self.features
+            offered[f"moments {count}"] = slice(start, start + width)
+            start += width
+        return offered
+
+    def see(self, scan: CubeSource) -> Seen:
+        """See `Readout`."""
+        drawn = [
+            RandomVoxels.drawn(
+                scan.shape,
+                self.config.count,
+                self.seed,
+                Pooling("hat", count),
+                strata=self.config.strata,
+                self_normalised=True,
+            )
+            for count in self.config.poolings
+        ]
+        volume = EncodedVoxels(scan, self.encoder_of(scan), self.device)
+        return Seen(
+            volume, drawn[0].voxels, lambda values: torch.cat([each.moments(values) for each in drawn])
+        )
+
+    def distance(self, seen: Seen) -> None:
+        """Left to the head."""
+
+    def certificate(self, seen: Seen) -> None:
+        """Nothing is approximated but a mean."""
+
+    def tensors(self) -> dict[str, Array]:
+        """None."""
+        return {}
+
+    def manifest(self) -> dict[str, Any]:
+        """See `Readout`."""
+        return {"config": settings_of(self.config), "features": self.features, "seed": self.seed}
+
+
+def _sampled(
+    scan: CubeSource, encoder_of: EncoderOf, config: FibreConfig, seed: int, device: torch.device
+) -> tuple[EncodedVoxels, Fibres, TensorTrain]:
+    """A scan's train."""
+    volume = EncodedVoxels(scan, encoder_of(scan), device)
+    fibres = Fibres.choose(volume, config, seed)
+    return volume, fibres, fibres.train(volume.features(fibres.voxels))
+
+
+def _values(scan: CubeSource, features: int) -> int:
+    return features * int(np.prod(scan.shape, dtype=np.int64))
