@@ -86,7 +86,7 @@ def test_it_learns_a_texture_that_is_nothing_in_the_mean_and_tells_it_of_new_sca
 
 def test_it_learns_quantiles_and_classes_of_covariates_too() -> None:
     rng = np.random.default_rng(3)
-    recipe = ResNet3d(width=2, depth=10, training=TrainingConfig(epochs=40, batch=8, rate=5e-2))
+    recipe = ResNet3d(width=1, depth=10, training=TrainingConfig(epochs=40, batch=16, rate=1e-1))
     covariates = rng.normal(size=(32, 1))
     targets = 200 + 30 * covariates[:, 0]
     scans = np.zeros((32, 4, 4, 4), np.float32)

@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 SMALL = TrainConfig(count=8, fibres=FibreConfig(layout="tt", rank=4))
 RIDGE = TtRidge(SMALL)
 MLP = TtMlp(SMALL, training=TrainingConfig(epochs=4, batch=10, rate=1e-2, checkpoint_steps=3))
-LONGER = replace(MLP, training=TrainingConfig(epochs=30, batch=10, rate=2e-2))
+LONGER = replace(MLP, training=TrainingConfig(epochs=25, batch=20, rate=3e-2))
 
 
 def fitted(recipe: Any, cohort: Cohort, task: Task | None = None, seed: int = 0, watch: Any = None) -> Any:
