@@ -13,12 +13,14 @@ from importlib import import_module
 from pathlib import Path
 
 BENCHMARKS = {
+    "cohorts.controls": "what simple readers and oracles find in the made cohorts",
     "cpic_cross": "cross-approximation against tntorch and teneva: evaluations, time, error",
     "cpic_encode": "encoding a train's voxels in tubes, planes and bricks, against single cubes",
     "cpic_gradient": "gradients with fixed indices against tntorch's cross_forward; index batching",
     "cpic_projection": "feature projection by the Gram matrix against tntorch's rounded stack",
     "cpic_silent": "errors that go unnoticed: a kink in six dimensions, and the certificate's coverage",
     "cubes": "2,000 random cubes from a chunked volume: ours, zarr, Dask, tensorstore, memmap",
+    "intervals": "coverage and width of conformal intervals on made and on real cohorts",
     "out_of_core": "C-PIC's forward pass on procedural volumes from 256^3 to 8192^3",
 }
 

@@ -22,6 +22,8 @@ from models.learning.ridge import RidgePath, out_of_fold
 from models.types import Array
 
 PENALTIES = 10.0 ** np.arange(-3, 8)
+FARTHEST = 3.0
+"""Standard deviations: what is farther away counts as this far (air that is tissue in another head)."""
 Features = Callable[[Any, Array], Array]
 """A source and its voxels (Z, Y, X), float32, to numbers (k,)."""
 
@@ -58,7 +60,7 @@ def ridge_score(features: Float64[Array, "n k"], cohort: MadeCohort) -> float:
     train, test, y = cohort.split.train, cohort.split.test, cohort.targets
     mean, std = features[train].mean(axis=0), features[train].std(axis=0)
     use = std > 1e-9 * np.abs(mean).max()
-    rows = (features[:, use] - mean[use]) / (std[use] * max(1, use.sum()) ** 0.5)
+    rows = np.clip((features[:, use] - mean[use]) / std[use], -FARTHEST, FARTHEST) / max(1, use.sum()) ** 0.5
     free, people = np.empty((len(y), 0)), [cohort.patients[row] for row in train.tolist()]
     folds = patient_folds(people, min(5, len(set(people))), seed=0)
     told = out_of_fold(rows[train], free[train], y[train], folds, PENALTIES)

@@ -7,8 +7,10 @@ in one of the 70 possible orders, drawn at random. The target is the share that 
 counted; the right half is the decoy.
 
 What follows: a voxel's distribution does not depend on y, nor do intensities over any region; every block's
-mean is what it was before, so volumes averaged to 1/2, 1/4, ... of their resolution are the same whatever y
-is (but for rounding). It takes detail (the order within a block) and context (the half).
+mean is what it was before, so volumes averaged in blocks to 1/2, 1/4, ... of their resolution are the same
+whatever y is (but for rounding). It takes detail (the order within a block) and context (the half). Noise
+with independent signs is not enough: its block means vary, the checkerboard's do not. Leaving out every
+second voxel without averaging is no down-sampling in this sense: it folds the checkerboard to a constant.
 """
 
 from __future__ import annotations
