@@ -3,12 +3,20 @@
 from models.regressors.base import Regressor
 from models.regressors.constant import Constant
 from models.regressors.cpic import Cpic, RandomVoxelsRegressor
+from models.regressors.resnet3d import ResNet3d
 from models.regressors.tabular import Tabular
+from models.regressors.tt_mlp import TtMlp
+from models.regressors.tt_ridge import TtRidge
+from models.regressors.voxel_ridge import VoxelRidge
 
 REGRESSORS: dict[str, type[Regressor]] = {
     "constant": Constant,
     "tabular": Tabular,
+    "voxel_ridge": VoxelRidge,
+    "tt_ridge": TtRidge,
+    "tt_mlp": TtMlp,
     "random_voxels": RandomVoxelsRegressor,
     "cpic": Cpic,
+    "resnet3d": ResNet3d,
 }
 """By name, from simple to complex: of two that cannot be told apart `auto` takes the former."""
