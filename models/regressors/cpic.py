@@ -41,6 +41,7 @@ from models.regressors.encoders import (
     calibrated,
     linear_outputs,
 )
+from models.regressors.guides import Guided
 from models.regressors.neural import Answers, Scaling, load_weights, refuse_covariates, weights_of
 from models.regressors.readouts import (
     FibreReadout,
@@ -60,7 +61,8 @@ SCHEMA = 1
 class Cpic:
     """See the module's text. `steps` = 0 leaves the encoder as it was drawn: the random frozen one.
 
-    `voxels` are drawn per scan and step. `batch` scans make a step. Raises InvalidConfig, naming the setting.
+    `voxels` are drawn per scan and step, with `uniform` < 1 where scans are rough
+    (`models.regressors.guides`). `batch` scans make a step. Raises InvalidConfig, naming the setting.
     """
 
     name: ClassVar[str] = "cpic"
@@ -69,6 +71,7 @@ class Cpic:
     steps: int = 200
     batch: int = 6
     voxels: int = 128
+    uniform: float = 1.0
     pooling: int = 2
     rate: float = 5e-3
     weight_decay: float = 0.0
@@ -145,6 +148,7 @@ class RandomVoxelsRegressor:
     steps: int = 200
     batch: int = 6
     voxels: int = 128
+    uniform: float = 1.0
     pooling: int = 2
     rate: float = 5e-3
     weight_decay: float = 0.0
@@ -173,7 +177,7 @@ class RandomVoxelsRegressor:
 
     def training(self) -> Cpic:
         """How the encoder is trained."""
-        shared = ("encoder", "steps", "batch", "voxels", "pooling", "rate", "weight_decay")
+        shared = ("encoder", "steps", "batch", "voxels", "uniform", "pooling", "rate", "weight_decay")
         return Cpic(**{name: getattr(self, name) for name in shared})
 
     @classmethod
@@ -207,7 +211,11 @@ def train_encoder(
     width = pooling.moments * encoder.features + beside.shape[1]
     network = EncoderWithHead(encoder, linear_outputs(width, task.outputs, device))
     if recipe.steps:
-        strategy = Randomly(recipe.voxels, pooling)
+        strategy = (
+            Randomly(recipe.voxels, pooling)
+            if recipe.uniform == 1
+            else Guided(recipe.voxels, pooling, recipe.uniform)
+        )
         learner = PooledLearner(network, cohort, answers, beside, strategy, device)
         config = _training(recipe.steps, scans, recipe.batch, recipe.rate, recipe.weight_decay)
         histories["pooled"] = train(learner, config, seed=seed, watch=watch.part("pooled"))

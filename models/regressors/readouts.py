@@ -25,12 +25,14 @@ from models.cpic.embed import features_at
 from models.cpic.encoder import Encoder
 from models.cpic.fibres import FibreConfig, Fibres
 from models.cpic.field import EncodedVoxels
+from models.cpic.guided_voxels import drawn_by
 from models.cpic.moments import Pooling, pooled_moments
 from models.cpic.projection import Basis
 from models.cpic.random_voxels import RandomVoxels
 from models.errors import InvalidConfig
 from models.learning.saved import part, under
 from models.regressors.base import Saliency
+from models.regressors.guides import Guides
 from models.regressors.settings import recipe_of, settings_of
 from models.regressors.trains import left_out
 from models.tt.gram import gram
@@ -253,17 +255,20 @@ class FibreReadout:
 
 @dataclass(frozen=True)
 class VoxelReadoutConfig:
-    """How scans are read by random voxels: `count` of them, stratified. Raises InvalidConfig, naming the
-    setting.
+    """How scans are read by random voxels: `count` of them, stratified or, with `uniform` < 1, where scans
+    are rough. Raises InvalidConfig, naming the setting.
     """
 
     count: int = 4000
     strata: int = 8
+    uniform: float = 1.0
     poolings: tuple[int, ...] = (2, 3)
 
     def __post_init__(self) -> None:
         if not self.poolings or min(self.poolings) < 1:
             raise InvalidConfig("poolings", self.poolings, "one or more, of at least 1 each")
+        if not 0 < self.uniform <= 1:
+            raise InvalidConfig("uniform", self.uniform, "above 0, at most 1")
         if not 1 <= self.strata**3 <= self.count:
             raise InvalidConfig("count", self.count, f"at least strata^3, {self.strata**3}")
 
@@ -277,6 +282,7 @@ class VoxelReadout:
     features: int
     seed: int
     device: torch.device
+    guides: Guides = field(default_factory=Guides)
 
     @property
     def blocks(self) -> dict[str, slice]:
@@ -290,17 +296,7 @@ class VoxelReadout:
 
     def see(self, scan: CubeSource) -> Seen:
         """See `Readout`."""
-        drawn = [
-            RandomVoxels.drawn(
-                scan.shape,
-                self.config.count,
-                self.seed,
-                Pooling("hat", count),
-                strata=self.config.strata,
-                self_normalised=True,
-            )
-            for count in self.config.poolings
-        ]
+        drawn = [self._drawn(scan, Pooling("hat", count)) for count in self.config.poolings]
         volume = EncodedVoxels(scan, self.encoder_of(scan), self.device)
         return Seen(
             volume, drawn[0].voxels, lambda values: torch.cat([each.moments(values) for each in drawn])
@@ -319,6 +315,17 @@ class VoxelReadout:
     def manifest(self) -> dict[str, Any]:
         """See `Readout`."""
         return {"config": settings_of(self.config), "features": self.features, "seed": self.seed}
+
+    def _drawn(self, scan: CubeSource, pooling: Pooling) -> RandomVoxels:
+        config = self.config
+        if config.uniform < 1:
+            guide = self.guides.of(scan)
+            return drawn_by(
+                guide, config.count, self.seed, pooling, uniform=config.uniform, self_normalised=True
+            )
+        return RandomVoxels.drawn(
+            scan.shape, config.count, self.seed, pooling, strata=config.strata, self_normalised=True
+        )
 
 
 def _sampled(
