@@ -91,7 +91,9 @@ def phantom_heads(count: int, seed: int = 0) -> tuple[Head, ...]:
 
 def _phantom(name: str, seed: int, number: int) -> Head:
     draw = generator(seed, "phantom", number)
-    axes = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in PHANTOM_SHAPE), indexing="ij")
+    axes = np.meshgrid(
+        *(np.linspace(-1, 1, n, dtype=np.float32) for n in PHANTOM_SHAPE), indexing="ij", sparse=True
+    )
 
     def ellipsoid(centre: Sequence[float], radii: Sequence[float]) -> Bool[Array, "Z Y X"]:
         size = np.asarray(radii) * draw.uniform(0.92, 1.08, 3)
