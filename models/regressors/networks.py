@@ -9,13 +9,11 @@ the mean over all places.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.errors import InvalidConfig
 from models.regressors.neural import RowNetwork
@@ -80,16 +78,6 @@ class ResNet(RowNetwork):
             for batch in batches:
                 self.features(batch)
 
-    def folded(self) -> ResNet:
-        """The same function as in evaluation, with normalisations within convolutions: less to compute and
-        to keep.
-        """
-        network = copy.deepcopy(self).eval().requires_grad_(False)
-        for unit in [module for module in network.modules() if isinstance(module, Unit)]:
-            unit.conv = fuse_conv_bn_eval(unit.conv, unit.norm)  # type: ignore[arg-type]
-            unit.norm = nn.Identity()
-        return network
-
 
 class Unit(nn.Module):
     """A convolution without bias, and batch normalisation."""
@@ -102,11 +90,23 @@ class Unit(nn.Module):
             nn.Conv3d, before, after, kernel, stride=stride, padding=kernel // 2, bias=False
         )
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-        self.norm: nn.Module = nn.BatchNorm3d(after)
+        self.norm = nn.BatchNorm3d(after)
 
     def forward(self, values: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b d z2 y2 x2"]:
-        """Normalised channels, in memory of their own."""
-        return self.norm(self.conv(values))  # type: ignore[no-any-return]
+        """Normalised channels, in memory of their own; in evaluation that of the convolution's output."""
+        made: Tensor = self.conv(values)
+        if self.training or torch.is_grad_enabled():
+            return self.norm(made)  # type: ignore[no-any-return]
+        scale, shift = (each.view(-1, 1, 1, 1) for each in self._affine())
+        return torch.addcmul(shift, made, scale, out=made)
+
+    def _affine(self) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+        """What normalisation multiplies and adds in evaluation."""
+        norm = self.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        return scale, norm.bias - norm.running_mean * scale
 
 
 class Block(nn.Module):

@@ -107,7 +107,7 @@ class ResNet3d:
 
 
 class ResNet3dModel:
-    """A trained network. Predictions run without normalisations, folded into the convolutions."""
+    """A trained network."""
 
     def __init__(
         self,
@@ -120,7 +120,6 @@ class ResNet3dModel:
     ) -> None:
         self._network, self._answers, self._covariates = network.eval(), answers, covariates
         self._shape, self._channels, self._device = shape, channels, device
-        self._folded = network.folded()
 
     def predict(self, inputs: Inputs) -> Float64[Array, "n outputs"]:
         """See `Model`. One whole scan is held at a time. Raises SourceFailed."""
@@ -132,7 +131,7 @@ class ResNet3dModel:
             )
         covariates = self._covariates(inputs.covariates)
         look = _from_source(inputs.scans, self._device)
-        return predicted(self._folded, self._answers, inputs, covariates, look, self._device)
+        return predicted(self._network, self._answers, inputs, covariates, look, self._device)
 
     def look(self, scan: CubeSource, covariates: Float64[Array, " t"]) -> Look:
         """Every voxel is looked at; nothing is known of distance or saliency."""
