@@ -14,6 +14,7 @@ from pathlib import Path
 
 BENCHMARKS = {
     "cohorts.controls": "what simple readers and oracles find in the made cohorts",
+    "cpic_cohort": "C-PIC and every baseline on made and real cohorts: R2, RMSE, intervals",
     "cpic_cross": "cross-approximation against tntorch and teneva: evaluations, time, error",
     "cpic_encode": "encoding a train's voxels in tubes, planes and bricks, against single cubes",
     "cpic_gradient": "gradients with fixed indices against tntorch's cross_forward; index batching",
@@ -32,10 +33,11 @@ def main() -> int:
     parser.add_argument(
         "--json", metavar="FILE", help="write one JSON object instead of a table; - is stdout"
     )
+    parser.add_argument("--only", metavar="CASES", help="some of a benchmark's cases, with commas between")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch are loaded
     module = import_module(f"benchmarks.{options.name}")
-    result = module.run()
+    result = module.run() if options.only is None else module.run(options.only.split(","))
     if options.json is None:
         module.show(result)
         return 0
