@@ -59,7 +59,8 @@ class Watch:
 class TrainingConfig:
     """How to descend. Raises InvalidConfig, naming the setting.
 
-    `batch` counts items (scans). The rate falls from `rate` to a hundredth of it along half a cosine.
+    `batch` counts items (scans): what is left over of an epoch joins its batches, so that none is smaller,
+    unless there are fewer items in all. The rate falls from `rate` to a hundredth of it along half a cosine.
     Gradients are clipped to the norm `clip`. Training ends `patience` epochs after the best validation; None:
     never early.
     """
@@ -150,8 +151,11 @@ def train(learner: Learner, config: TrainingConfig, *, seed: int, watch: Watch) 
     """Descend; the learner's weights are then those of the best epoch, or of the last without validation.
 
     Goes on from the checkpoint, if there is one, to the bits that it would have come to. Raises NonFinite for
-    a loss that is none, naming the step, and InvalidShape for a checkpoint of another training.
+    a loss or a validation that is none, naming the step or the epoch, and InvalidShape for a checkpoint of
+    another training, naming what differs, and for a learner without items.
     """
+    if learner.items < 1:
+        raise InvalidShape("there is nothing to learn from: no scan has a row")
     loop = _Loop(learner, config, seed)
     if watch.checkpoints is not None and (saved := watch.checkpoints.load()) is not None:
         loop.restore(*saved)
@@ -231,12 +235,12 @@ class _Loop:
 
     def restore(self, arrays: Mapping[str, Array], manifest: Mapping[str, Any]) -> None:
         """Go on from `saved`."""
-        for name, value in self._kind().items():
-            if manifest.get(name) != value:
-                raise InvalidShape(
-                    f"the checkpoint is of another training ({name} {manifest.get(name)}, not {value}): "
-                    "remove it to begin anew"
-                )
+        _refuse_other(manifest, self._kind())
+        own, found = (
+            {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            for tensors in (self.learner.weights.state_dict(), _tensors("weights", arrays))
+        )
+        _refuse_other(found, {**dict.fromkeys(found), **own})
         self.learner.weights.load_state_dict(_tensors("weights", arrays))
         self.best = _tensors("best", arrays) or None
         groups = self._optimiser.state_dict()["param_groups"]
@@ -253,6 +257,8 @@ class _Loop:
 
     def _end_epoch(self, epoch: int) -> None:
         value = self.learner.validation(epoch)
+        if value is not None and not math.isfinite(value):
+            raise NonFinite(f"the validation of epoch {epoch}", (), value)
         better = value is not None and value < self.history.best
         if better:
             self.best = {name: t.detach().clone() for name, t in self.learner.weights.state_dict().items()}
@@ -267,7 +273,17 @@ class _Loop:
     def _kind(self) -> dict[str, Any]:
         """What a checkpoint must agree in."""
         config = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.config).items()}
-        return {"schema": SCHEMA, "seed": self.seed, "items": self.learner.items, "config": config}
+        return {"schema": SCHEMA, "seed": self.seed, "items": self.learner.items, **config}
+
+
+def _refuse_other(found: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise InvalidShape for a checkpoint that does not have what this training has, naming what differs."""
+    for name, value in own.items():
+        if found.get(name) != value:
+            raise InvalidShape(
+                f"the checkpoint is of another training ({name} {found.get(name)}, not {value}): "
+                "remove it to begin anew"
+            )
 
 
 def _arrays(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Array]:
