@@ -41,8 +41,11 @@ class Inputs:
                 )
         if self.covariates.ndim != 2 or len(self.covariates) != len(self.scan_of):
             raise InvalidShape(f"covariates {self.covariates.shape} of {len(self.scan_of)} rows")
-        if len(self.scan_of) and not (self.scan_of.min() >= 0 and self.scan_of.max() < len(self.scans)):
-            raise InvalidShape(f"rows name scans that are not among the {len(self.scans)}")
+        if self.scan_of.ndim != 1 or not np.issubdtype(self.scan_of.dtype, np.integer):
+            raise InvalidShape(f"rows name scans by whole numbers (n,), not {self.scan_of.dtype} numbers")
+        if (others := (self.scan_of < 0) | (self.scan_of >= len(self.scans))).any():
+            row = int(others.argmax())
+            raise InvalidShape(f"row {row} names scan {self.scan_of[row]}, not one of the {len(self.scans)}")
         if not (finite := np.isfinite(self.covariates)).all():
             row, column = np.argwhere(~finite)[0].tolist()
             raise InvalidShape(f"covariate {column} of row {row} is {self.covariates[row, column]}")
@@ -57,8 +60,12 @@ class Inputs:
         return cls(tuple(scans), rows, np.zeros((len(rows), 0)) if covariates is None else covariates)
 
     def only(self, scans: Int64) -> Inputs:
-        """The inputs of these scans, (s,) distinct, and their rows, in the order that they have here."""
-        rows = np.flatnonzero(np.isin(self.scan_of, scans))
+        """The inputs of these scans, (s,) distinct, and their rows, in the order that they have here.
+
+        Raises InvalidShape, naming the scan, for one that there is not, and one that is named twice.
+        """
+        self._refuse_no_part(scans)
+        rows = self.rows_of(scans)
         number = np.full(len(self.scans), -1)
         number[scans] = np.arange(len(scans))
         return Inputs(
@@ -70,6 +77,13 @@ class Inputs:
     def rows_of(self, scans: Int64) -> Int64:
         """The numbers of all rows about these scans, ascending."""
         return np.flatnonzero(np.isin(self.scan_of, scans))
+
+    def _refuse_no_part(self, scans: Int64) -> None:
+        names, counts = np.unique(scans, return_counts=True)
+        if len(others := names[(names < 0) | (names >= len(self.scans))]):
+            raise InvalidShape(f"scan {others[0]} is not one of the {len(self.scans)}")
+        if (counts > 1).any():
+            raise InvalidShape(f"scan {names[counts.argmax()]} twice: name each scan once")
 
 
 @dataclass(frozen=True, eq=False)
