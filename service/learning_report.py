@@ -122,7 +122,7 @@ def _width(interval: dict[str, Any], unit: str) -> str:
 
 
 def _answer(result: dict[str, Any], unit: str) -> str:
-    return f"{result['class']}" if result["value"] is None else f"{result['value']:.4g}{unit}"
+    return f"{result['class_name']}" if result["value"] is None else f"{result['value']:.4g}{unit}"
 
 
 def _between(interval: dict[str, Any], unit: str) -> str:

@@ -66,9 +66,9 @@ class ArtifactWriter:
         """Tensors and a JSON manifest in one safetensors file (the manifest in its metadata)."""
         return self.write_bytes(name, packed(tensors, manifest), SAFETENSORS)
 
-    def write_json(self, name: str, document: Any) -> Artifact:
-        """A JSON document. Raises ValueError where a number is not finite."""
-        text = json.dumps(document, sort_keys=True, allow_nan=False, indent=1)
+    def write_json(self, name: str, document: Any, *, indent: int | None = 1) -> Artifact:
+        """A JSON document; without `indent` on one line. Raises ValueError where a number is not finite."""
+        text = json.dumps(document, sort_keys=True, allow_nan=False, indent=indent)
         return self.write_bytes(name, text.encode(), JSON)
 
     def write_bytes(self, name: str, content: bytes, media_type: str) -> Artifact:

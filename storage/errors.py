@@ -246,9 +246,13 @@ class UnknownKind(StorageError):
 
 
 class CorruptVolume(StorageError):
-    """Stored bytes do not match their checksum, or an object of the manifest is missing."""
+    """Stored bytes do not match their checksum, or an object of the manifest is missing.
+
+    `volume_id` says whose they are, where a job reads more than its own volume.
+    """
 
     code = "corrupt-volume"
+    volume_id: str | None = None
 
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(f"stored object {key!r}: {reason}")

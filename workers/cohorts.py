@@ -23,7 +23,7 @@ from models.types import Array, CubeSource, Int64
 from storage.errors import CohortNotReady, InvalidCohort, MissingVolume
 from storage.records import VolumeRecord, VolumeState
 from workers.scans import channels_of
-from workers.schemas import of_types
+from workers.schemas import of_types, pointer
 
 FEWEST_PATIENTS = 6
 """Fewer can be neither learnt from nor judged on."""
@@ -81,6 +81,11 @@ class Table:
         return Cohort(Inputs(tuple(scans), self.scan_of, self.covariates), self.patients, self.targets)
 
     @property
+    def row_patients(self) -> list[str]:
+        """Who each row is about."""
+        return [self.patients[scan] for scan in self.scan_of.tolist()]
+
+    @property
     def digests(self) -> list[str]:
         """Of the scans' voxels."""
         return [record.stored.digest for record in self.records if record.stored is not None]
@@ -91,7 +96,8 @@ def training_table(
 ) -> Table:
     """What can be learnt from. Raises InvalidCohort, or CohortNotReady where it is only too early."""
     reading = _Reading(rows, find_volume)
-    found = tuple(classes) or (reading.classes if task == "classes" else ())
+    reading.check_classes(task, classes)
+    found = (tuple(classes) or reading.classes) if task == "classes" else ()
     reading.check_targets(found)
     reading.check_covariates(reading.names)
     reading.check_learnable(found)
@@ -158,24 +164,31 @@ class _Reading:
             sha256=_digest(self._rows),
         )
 
+    def check_classes(self, task: str, classes: Sequence[str]) -> None:
+        """Named for a task of classes alone, and then two different ones at least."""
+        if classes and task != "classes":
+            self._problems.append(("/classes", f"given, but the task is {task}; leave them out"))
+        elif classes and len(set(classes)) < max(2, len(classes)):
+            self._problems.append(("/classes", "name two at least, each once"))
+
     def check_targets(self, classes: Sequence[str]) -> None:
         """Numbers where there are no classes, else names of them."""
         for i, row in enumerate(self._rows):
             if not classes and isinstance(row.target, str):
-                self._complain(i, "target", f"{row.target!r} is no number; for names use the task classes")
+                self._complain(i, f"{row.target!r} is no number; for names use the task classes", "target")
             if classes and _class_name(row.target) not in classes:
                 told = f"{row.target!r} is none of the classes {', '.join(classes)}"
-                self._complain(i, "target", told)
+                self._complain(i, told, "target")
 
     def check_covariates(self, names: Sequence[str]) -> None:
         """The same in all rows."""
         for i, row in enumerate(self._rows):
             for name in names:
                 if name not in row.covariates:
-                    self._complain(i, f"covariates/{_escaped(name)}", "missing; every row needs it")
+                    self._complain(i, "missing; every row needs it", "covariates", name)
             for name in sorted(row.covariates.keys() - set(names)):
                 told = f"not among the model's covariates ({', '.join(names) or 'it has none'})"
-                self._complain(i, f"covariates/{_escaped(name)}", told)
+                self._complain(i, told, "covariates", name)
 
     def check_learnable(self, classes: Sequence[str]) -> None:
         """Enough patients, and targets that differ; of each class two patients."""
@@ -218,19 +231,19 @@ class _Reading:
         for i, row in enumerate(self._rows):
             record = self._records[row.volume_id]
             if record is None:
-                self._complain(i, "volume_id", f"there is no volume {row.volume_id!r}; send the scan first")
+                self._complain(i, f"there is no volume {row.volume_id!r}; send the scan first", "volume_id")
             elif record.state is VolumeState.VALIDATING:
                 told = f"volume {row.volume_id!r} is still being read"
                 self._too_early.append((f"/rows/{i}/volume_id", told))
             elif record.state is not VolumeState.READY:
                 why = f": {record.error['detail']}" if record.error else ""
-                self._complain(i, "volume_id", f"volume {row.volume_id!r} is {record.state}{why}")
+                self._complain(i, f"volume {row.volume_id!r} is {record.state}{why}", "volume_id")
             elif channels[row.volume_id] != usual:
                 told = f"{channels[row.volume_id]} values per voxel, most of the others have {usual}"
-                self._complain(i, "volume_id", told)
+                self._complain(i, told, "volume_id")
             other = patients.setdefault(row.volume_id, row.patient)
             if other != row.patient:
-                self._complain(i, "patient", f"the same scan is of patient {other!r} in another row")
+                self._complain(i, f"the same scan is of patient {other!r} in another row", "patient")
 
     def _check_repetitions(self) -> None:
         """No question twice."""
@@ -247,19 +260,19 @@ class _Reading:
         for i, row in enumerate(self._rows):
             if row.fold is None:
                 if given:
-                    self._complain(i, "fold", "missing; give all rows a fold, or none")
+                    self._complain(i, "missing; give all rows a fold, or none", "fold")
             elif (other := fold_of.setdefault(row.patient, row.fold)) != row.fold:
                 told = (
                     f"patient {row.patient!r} is in fold {other} and in fold {row.fold}; give all rows of a "
                 )
-                self._complain(i, "fold", told + "patient one fold")
+                self._complain(i, told + "patient one fold", "fold")
         if len(set(given)) == 1:
             self._problems.append(
                 ("/rows", f"all rows are in fold {given[0]}: two folds are needed at least")
             )
 
-    def _complain(self, row: int, where: str, what: str) -> None:
-        self._problems.append((f"/rows/{row}/{where}", what))
+    def _complain(self, row: int, what: str, *where: str) -> None:
+        self._problems.append((pointer("rows", row, *where), what))
 
 
 def _class_name(target: float | str) -> str:
@@ -270,11 +283,6 @@ def _class_name(target: float | str) -> str:
 def _number(target: float | str, classes: Sequence[str]) -> float:
     """A target as it is learnt."""
     return float(classes.index(_class_name(target)) if classes else target)
-
-
-def _escaped(name: str) -> str:
-    """A step of a JSON pointer (RFC 6901)."""
-    return name.replace("~", "~0").replace("/", "~1")
 
 
 def _digest(rows: Sequence[Row]) -> str:

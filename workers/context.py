@@ -10,7 +10,7 @@ from pathlib import Path
 
 from storage.artifacts import ArtifactStore, ArtifactWriter
 from storage.checkpoints import Checkpoints, checkpoint_folder
-from storage.errors import OverBudget, VolumeNotReady
+from storage.errors import CorruptVolume, OverBudget, VolumeNotReady
 from storage.jobs import Job, Progress
 from storage.records import StoredVolume, VolumeRecord, VolumeState
 from storage.volume import Volume
@@ -72,7 +72,11 @@ class JobContext:
         """
         digest, store = facts_of(record).digest, record.store
         assert store is not None, "a ready volume has a store"
-        return Volume.open(self.data_root / store, digest)
+        try:
+            return Volume.open(self.data_root / store, digest)
+        except CorruptVolume as error:
+            error.volume_id = record.id
+            raise
 
     def artifact(self, job: Job, name: str) -> bytes:
         """A published artifact of another job, whole. Raises MissingArtifact or CorruptArtifact."""

@@ -22,7 +22,7 @@ from storage.volume import AXES, Volume
 PANEL = 360
 """Pixels of a panel's longer side."""
 GAP, STRIP = 6, 24
-MOST_CUBES = 400
+MOST_CUBES = 150
 """Of each panel, the most salient ones."""
 RAISES, LOWERS = (255, 140, 50), (70, 160, 255)
 LETTERS = (217, 185, 91)

@@ -98,12 +98,15 @@ class Runner:
                 return self._catalogue.cancelled(job.id, job.attempt)
             record = error_record(error)
             log.warning("job %s: %s", job.id, record["code"], exc_info=error)
-            return self._catalogue.fail(
+            failed = self._catalogue.fail(
                 job.id,
                 job.attempt,
                 record,
                 retry_pause_s=self._settings.retry_pause_s,
                 quarantine=isinstance(error, CorruptVolume),
             )
+            if isinstance(error, CorruptVolume) and error.volume_id is not None:
+                self._catalogue.quarantine(error.volume_id, record)
+            return failed
         except LeaseLost:
             return None

@@ -1,16 +1,25 @@
-"""A stored volume as the mathematics sees it: a source of cubes, and what is known of it as a whole."""
+"""Stored volumes as the mathematics sees them: sources of cubes, and what is known of each as a whole."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from math import prod
+from types import TracebackType
 
 import numpy as np
 
 from models.intensities import IntensityStatistics
-from models.types import Array, Int64, Size
+from models.learning.preparation import PreparedScan, RawScan
+from models.types import Array, CubeSource, Int64, Size
 from storage.cubes import CubeReader, ReadPlan, sides
+from storage.errors import CorruptVolume
 from storage.layout import SAMPLING
-from storage.records import Statistics, StoredVolume
+from storage.records import Statistics, StoredVolume, VolumeRecord
+from storage.volume import Volume
+
+OPEN_READERS = 16
+SLAB = 32
+"""Voxels along z that are read at once: as chunks have."""
 
 
 class RecordedCubes:
@@ -55,6 +64,140 @@ def _covered(places: list[tuple[ReadPlan, int]]) -> int:
         for piece in plan.pieces(i):
             seen[piece.source] = True
     return int(seen.sum())
+
+
+class Readers:
+    """Readers of many volumes, of which the last few are open; a context manager.
+
+    So a cohort takes neither a thread nor a cache for each of its scans.
+    """
+
+    def __init__(self, cache_bytes: int, scheduler: str) -> None:
+        self._cache_bytes, self._scheduler = cache_bytes // OPEN_READERS, scheduler
+        self._open: OrderedDict[Volume, CubeReader] = OrderedDict()
+
+    def __enter__(self) -> Readers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for reader in self._open.values():
+            reader.close()
+        self._open.clear()
+
+    def of(self, volume: Volume) -> CubeReader:
+        """A volume's reader, to be used before the next one is asked for."""
+        if volume not in self._open:
+            reader = volume.cube_reader(cache_bytes=self._cache_bytes, scheduler=self._scheduler)
+            self._open[volume] = reader
+        self._open.move_to_end(volume)
+        if len(self._open) > OPEN_READERS:
+            self._open.popitem(last=False)[1].close()
+        return self._open[volume]
+
+
+class StoredScan:
+    """One volume of a cohort; fits `models.types.CubeSource`. An error of its bytes names it."""
+
+    def __init__(self, record: VolumeRecord, volume: Volume, readers: Readers) -> None:
+        self._record, self._volume, self._readers = record, volume, readers
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(z, y, x)."""
+        return self._volume.stored.grid.shape
+
+    @property
+    def channels(self) -> int:
+        """Values per voxel."""
+        return channels_of(self._volume.stored)
+
+    def cubes(self, origins: Int64, size: Size) -> Array:
+        """As the reader gives them. Raises CorruptVolume."""
+        try:
+            return self._readers.of(self._volume).cubes(origins, size)
+        except CorruptVolume as error:
+            error.volume_id = self._record.id
+            raise
+
+
+class HeldScan:
+    """A prepared scan in memory; fits `models.types.CubeSource`, and gives the same bits as the scan."""
+
+    def __init__(self, scan: PreparedScan) -> None:
+        Z, Y, X = scan.shape
+        self._voxels = np.empty((scan.channels, Z, Y, X), np.float32)
+        self._background = scan.background
+        for z in range(0, Z, SLAB):
+            thick = min(SLAB, Z - z)
+            (self._voxels[:, z : z + thick],) = scan.cubes(np.array([[z, 0, 0]]), (thick, Y, X))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(z, y, x)."""
+        _, z, y, x = self._voxels.shape
+        return z, y, x
+
+    @property
+    def channels(self) -> int:
+        """Values per voxel."""
+        return len(self._voxels)
+
+    def cubes(self, origins: Int64, size: Size) -> Array:
+        """See `CubeSource`."""
+        box = np.array(sides(size))
+        extent = np.array(self.shape)
+        origins = np.asarray(origins, np.int64).reshape(-1, 3)
+        out = np.full((len(origins), self.channels, *box), self._background, np.float32)
+        low, high = np.maximum(origins, 0), np.minimum(origins + box, extent)
+        for cube in np.flatnonzero((high > low).all(axis=1)).tolist():
+            (z, y, x), (Z, Y, X) = low[cube].tolist(), high[cube].tolist()
+            a, b, c = origins[cube].tolist()
+            out[cube, :, z - a : Z - a, y - b : Y - b, x - c : X - c] = self._voxels[:, z:Z, y:Y, x:X]
+        return out
+
+
+class WatchedScan:
+    """A scan that remembers the edge of the smallest box that it was asked for: that of a sampled cube."""
+
+    def __init__(self, scan: CubeSource) -> None:
+        self._scan = scan
+        self.edge = 0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(z, y, x)."""
+        return self._scan.shape
+
+    @property
+    def channels(self) -> int:
+        """Values per voxel."""
+        return self._scan.channels
+
+    def cubes(self, origins: Int64, size: Size) -> Array:
+        """As the scan gives them."""
+        edge = min(sides(size))
+        self.edge = min(self.edge, edge) if self.edge else edge
+        return self._scan.cubes(origins, size)
+
+
+def raw_scan(source: CubeSource, stored: StoredVolume) -> RawScan:
+    """A scan with what its header says, for preparation."""
+    grid = stored.grid
+    modality = stored.metadata.get("Modality")
+    return RawScan(
+        source,
+        intensities(stored.statistics),
+        grid.spacing,
+        None if grid.affine is None else grid.matrix,
+        None if modality is None else str(modality),
+    )
+
+
+def prepared_bytes(scans: int, channels: int, shape: tuple[int, int, int]) -> int:
+    """Of scans in memory."""
+    return scans * channels * prod(shape) * np.dtype(np.float32).itemsize
 
 
 def intensities(statistics: Statistics) -> IntensityStatistics:

@@ -1,4 +1,4 @@
-"""JSON Schemas as people and forms want them: names in tables as choices, alternatives of types as one."""
+"""JSON Schemas as people and forms want them, and pointers into what they describe."""
 
 from __future__ import annotations
 
@@ -18,3 +18,8 @@ def of_types(schema: dict[str, Any]) -> None:
     for part in parts:
         schema |= {name: limit for name, limit in part.items() if name != "type"}
     schema["type"] = [part["type"] for part in parts]
+
+
+def pointer(*steps: int | str) -> str:
+    """Where something stands in a document (RFC 6901)."""
+    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)

@@ -23,10 +23,12 @@ class Saliency:
 
     `voxels` (m, 3) in (z, y, x) of the prepared grid, ascending; `weights` (m,) are gradient times feature,
     summed over the voxel's features, in the unit of the target; positive ones push the prediction up.
+    `sides` (z, y, x) are those of the box about a voxel that its features are of, where they are known.
     """
 
     voxels: Int64
     weights: Float64[Array, " m"]
+    sides: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ class BlockMeans:
         moved = (gradient(features) * features).reshape(scan.channels, -1).sum(axis=0)
         middles = [(edges[:-1] + edges[1:]) // 2 for edges in map(self.edges, scan.shape)]
         voxels = np.stack(np.meshgrid(*middles, indexing="ij"), axis=-1).reshape(-1, 3)
-        return Look(voxels=int(np.prod(scan.shape)), saliency=Saliency(voxels, moved))
+        z, y, x = (size / min(self.grid, size) for size in scan.shape)
+        return Look(voxels=int(np.prod(scan.shape)), saliency=Saliency(voxels, moved, (z, y, x)))
 
     def tensors(self) -> dict[str, Array]:
         """There are none."""

@@ -417,4 +417,5 @@ def test_voxels_are_found_again_in_the_stored_scan(axes: Any, flips: Any, settin
     told = whole(scan).reshape(3, -1).T
     assert np.abs(told - found)[inside].max() < 1e-5
     span = (found.max(axis=0) - found.min(axis=0)) / (np.array(scan.shape)[list(axes)] - 1)
-    assert np.allclose(scan.places.steps, span)
+    assert np.allclose(scan.places.sides((1, 1, 1)), span)
+    assert np.allclose(scan.places.sides((1, 2, 4)), span * np.array((1, 2, 4))[list(axes)])

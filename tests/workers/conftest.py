@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.cohorts import School
 from support.fixtures import bell, broker, start_worker, truth
 
 from storage.catalogue import Catalogue
@@ -43,3 +44,11 @@ def make_runner(catalogue: Catalogue, settings: WorkerSettings) -> MakeRunner:
         return Runner(catalogue, kinds, changed, worker="worker-1", device="cpu")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def school(tmp_path_factory: pytest.TempPathFactory) -> Iterator[School]:
+    """A cohort of fourteen patients, for tests that add jobs and change nothing else."""
+    opened = School.of(tmp_path_factory.mktemp("school"), 14)
+    yield opened
+    opened.catalogue.close()

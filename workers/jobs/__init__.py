@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from workers.jobs.base import AnyKind
 from workers.jobs.embed import Embed
+from workers.jobs.evaluate import Evaluate
 from workers.jobs.ingest import Ingest
+from workers.jobs.predict import Predict
+from workers.jobs.train import Train
 
 KINDS: tuple[AnyKind, ...] = (
     Ingest(),
     Embed(),
+    Train(),
+    Predict(),
+    Evaluate(),
 )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from models.learning.preparation import Caveat
 from storage.errors import InvalidParameters
 from storage.jobs import Artifact, JobKind, Queue
 from storage.records import StoredVolume
 from workers.context import JobContext
+from workers.schemas import pointer
 
 
 class Parameters(BaseModel):
@@ -25,6 +27,18 @@ class Result(BaseModel):
     """Base of all results: finite JSON, or it is not published."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class Warned(Result):
+    """Something to know before a result is relied on: a stable code, and what it means here."""
+
+    code: str
+    text: str
+
+    @classmethod
+    def all(cls, caveats: Iterable[Caveat]) -> list[Self]:
+        """Caveats as parts of a result."""
+        return [cls(code=code, text=text) for code, text in caveats]
 
 
 P = TypeVar("P", bound=Parameters)
@@ -73,7 +87,7 @@ class Kind(ABC, Generic[P]):
             return self.parameters.model_validate(dict(parameters))
         except ValidationError as error:
             raise InvalidParameters(
-                [(_pointer(problem["loc"]), problem["msg"]) for problem in error.errors()]
+                [(pointer(*problem["loc"]), problem["msg"]) for problem in error.errors()]
             ) from None
 
     def announcement(self) -> JobKind:
@@ -92,8 +106,3 @@ class Kind(ABC, Generic[P]):
 
 
 AnyKind = Kind[Any]
-
-
-def _pointer(location: tuple[int | str, ...]) -> str:
-    """RFC 6901."""
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)

@@ -73,11 +73,10 @@ class Places:
         z, y, x = (axis.inputs for axis in self.axes)
         return self.orientation.stored(np.stack(placed, axis=1), (z, y, x))
 
-    @property
-    def steps(self) -> Float64[Array, " 3"]:
-        """How many voxels of the stored scan, (z, y, x), one voxel spans."""
+    def sides(self, sides: tuple[float, float, float]) -> Float64[Array, " 3"]:
+        """The sides of a box, (z, y, x), in voxels of the stored scan."""
         steps = np.array([axis.step for axis in self.axes])
-        return steps[np.argsort(self.orientation.axes)]
+        return np.asarray((steps * sides)[np.argsort(self.orientation.axes)])
 
 
 class PreparedScan:

@@ -1,0 +1,287 @@
+"""`predict`: what a model says of a scan, how sure it is, and what of the scan it says it by."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from pydantic import Field
+
+from models.errors import refuse_non_finite
+from models.learning.cohort import Inputs
+from models.learning.conformal import LEVELS as CONFORMAL_LEVELS
+from models.learning.preparation import Caveat, PreparedScan
+from models.learning.task import LEVELS
+from models.regressors.base import Look, Saliency
+from models.types import Array
+from storage.jobs import Artifact, Progress, Queue
+from storage.volume import Volume
+from workers.context import JobContext
+from workers.jobs.base import Kind, Outcome, Parameters, Result, Warned
+from workers.memory import peak_bytes
+from workers.models import NOTICE, TrainedModel, trained_model
+from workers.packages import versions
+from workers.pictures import Cubes, saliency_png
+from workers.scans import RecordedCubes, WatchedScan, chunks_of, level_bytes, raw_scan
+
+SALIENCY, PICTURE = "saliency.json", "saliency.png"
+BASE_BYTES = 256 << 20
+UNUSUAL = 95.0
+"""A percentile of distances among the training's scans from which a scan is called unusual."""
+
+
+class PredictParameters(Parameters):
+    """Which model, and what it wants to know beside the scan."""
+
+    model: str = Field(min_length=1, max_length=100, description="the id of the train job that made it")
+    covariates: dict[str, float] = Field({}, description="numbers beside the scan, by name")
+
+
+class Between(Result):
+    """An interval. Without ends where the model learnt from too few patients for its level."""
+
+    level: float
+    low: float | None
+    high: float | None
+
+
+class Quantile(Result):
+    """What the truth is below with this probability."""
+
+    level: float
+    value: float
+
+
+class Probability(Result):
+    """Of a class; `sets` are the levels whose set of classes it is in."""
+
+    name: str
+    value: float
+    sets: list[float]
+
+
+class PredictResult(Result):
+    """The answer, and how far to trust it."""
+
+    notice: str
+    target_name: str
+    target_unit: str
+    value: float | None = Field(description="the indicator: a mean or a median; null for classes")
+    class_name: str | None = Field(description="the most probable class; null for numbers")
+    intervals: list[Between]
+    quantiles: list[Quantile]
+    probabilities: list[Probability]
+    guarantee: str = Field(description="what the intervals promise")
+    distance: float | None = Field(description="how far the scan is from the training's, in the model's unit")
+    distance_percentile: float | None = Field(description="where that stands among the training's scans")
+    verdict: str = Field(description="the same in plain words")
+    certificate: dict[str, Any] | None = Field(description="error of the approximation that was read")
+    warnings: list[Warned]
+    voxels: int = Field(description="distinct voxels whose features were used")
+    cubes_read: int
+    share_read: float = Field(description="voxels that were read over voxels of the volume")
+    chunks_read: int | None = Field(description="chunks decoded; null where a Dask cluster read them")
+    chunk_share_read: float | None
+    bytes_read: int | None = Field(description="compressed bytes fetched from the store")
+    seconds: float
+    peak_memory_bytes: int
+    model: str = Field(description="the id of the train job")
+    model_digest: str
+    regressor: str
+    volume_digest: str
+    covariates: dict[str, float]
+    packages: dict[str, str]
+    device: str
+
+
+class Predict(Kind[PredictParameters]):
+    """Prepares the scan as the training's were, asks the model, and says what stands behind the answer."""
+
+    name = "predict"
+    version = "1"
+    title = "Predict"
+    description = (
+        "Asks a trained model about a scan: the health indicator with calibrated intervals, how unlike the "
+        "training's scans this one is, and which sampled cubes moved the answer. " + NOTICE
+    )
+    queue = Queue.INTERACTIVE
+    parameters = PredictParameters
+    result: ClassVar[type[Result]] = PredictResult
+
+    def memory_bytes(self, context: JobContext, parameters: PredictParameters) -> int:
+        """What any prediction takes, and the cache of decoded chunks."""
+        return BASE_BYTES + min(context.settings.cache_bytes, level_bytes(context.stored))
+
+    def run(self, context: JobContext, parameters: PredictParameters) -> Outcome:
+        """Predict. Raises UnusableModel, CorruptArtifact and InvalidParameters before the scan is opened;
+        CorruptVolume, ModelError.
+        """
+        began = time.perf_counter()
+        trained, digest = trained_model(context, parameters.model)
+        covariates = trained.row(parameters.covariates)
+        volume = context.volume()
+        settings = context.settings
+        reader = volume.cube_reader(cache_bytes=settings.cache_bytes, scheduler=settings.dask_scheduler)
+        try:
+            read = RecordedCubes(reader)
+            context.report(Progress("preparing"))
+            scan = trained.preparation.apply(raw_scan(read, volume.stored), trained.training.seed)
+            context.report(Progress("reading"))
+            asked = _ask(trained, scan, covariates)
+        finally:
+            reader.close()
+        context.report(Progress("drawing"))
+        artifacts = _write(context, volume, scan, asked)
+        result = _result(context, parameters, trained, digest, volume, read, asked, began)
+        return Outcome(result, artifacts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """An answer (outputs,), what stands behind it, and what is unusual."""
+
+    answer: Float64[Array, " o"]
+    look: Look
+    edge: int
+    caveats: tuple[Caveat, ...]
+
+
+def _ask(trained: TrainedModel, scan: PreparedScan, covariates: Float64[Array, " t"]) -> _Asked:
+    """The model's word on one scan."""
+    watched = WatchedScan(scan)
+    answers = trained.model.predict(Inputs.of([watched], covariates[None]))
+    refuse_non_finite(torch.from_numpy(answers), "the answer")
+    look = trained.model.look(watched, covariates)
+    outside = (Caveat("covariate-outside", text) for text in trained.outside(covariates))
+    return _Asked(answers[0], look, watched.edge, (*scan.warnings, *outside, *_of_distance(look)))
+
+
+def _of_distance(look: Look) -> list[Caveat]:
+    if look.distance_percentile is None or look.distance_percentile < UNUSUAL:
+        return []
+    return [Caveat("unlike-training", verdict(look.distance_percentile))]
+
+
+def verdict(percentile: float | None) -> str:
+    """How unlike the training's scans a scan is, in plain words."""
+    if percentile is None:
+        return "not known: this model measures no distance"
+    if percentile >= 100:
+        return "no: farther from the training's scans than any of them; do not rely on the answer"
+    if percentile >= UNUSUAL:
+        return f"hardly: farther from the training's scans than {percentile:.0f} % of them"
+    return f"yes: closer to the training's scans than {100 - percentile:.0f} % of them"
+
+
+def _write(context: JobContext, volume: Volume, scan: PreparedScan, asked: _Asked) -> tuple[Artifact, ...]:
+    """Where the answer comes from: as numbers, and as a picture. Nothing where the model does not say."""
+    saliency = asked.look.saliency
+    if saliency is None or not len(saliency.weights):
+        return ()
+    cubes = Cubes(
+        scan.places.stored(saliency.voxels),
+        saliency.weights,
+        scan.places.sides(saliency.sides or (asked.edge,) * 3),
+    )
+    return (
+        context.artifacts.write_json(SALIENCY, _document(volume, saliency, cubes), indent=None),
+        context.artifacts.write_bytes(PICTURE, saliency_png(volume, cubes, NOTICE), "image/png"),
+    )
+
+
+def _document(volume: Volume, saliency: Saliency, cubes: Cubes) -> dict[str, Any]:
+    """Cubes by their weight: centres in the scan's own voxels (z, y, x), with fractions."""
+    order = np.argsort(-np.abs(saliency.weights), kind="stable")
+    return {
+        "notice": NOTICE,
+        "volume_digest": volume.stored.digest,
+        "axes": ["z", "y", "x"],
+        "cube_sides": cubes.sides.round(3).tolist(),
+        "centres": cubes.centres[order].round(3).tolist(),
+        "weights": [float(f"{weight:.6g}") for weight in saliency.weights[order].tolist()],
+    }
+
+
+def _result(
+    context: JobContext,
+    parameters: PredictParameters,
+    trained: TrainedModel,
+    digest: str,
+    volume: Volume,
+    read: RecordedCubes,
+    asked: _Asked,
+    began: float,
+) -> PredictResult:
+    look, counts, stored = asked.look, read.reader.counts, volume.stored
+    local = context.settings.dask_scheduler == "threads"
+    return PredictResult(
+        notice=NOTICE,
+        target_name=trained.target_name,
+        target_unit=trained.target_unit,
+        **_answer(trained, asked.answer),
+        guarantee=trained.conformal.to_json()["guarantee"],
+        distance=look.distance,
+        distance_percentile=look.distance_percentile,
+        verdict=verdict(look.distance_percentile),
+        certificate=look.certificate,
+        warnings=Warned.all(asked.caveats),
+        voxels=look.voxels,
+        cubes_read=counts.cubes,
+        share_read=read.covered_voxels() / stored.grid.voxels,
+        chunks_read=counts.chunks if local else None,
+        chunk_share_read=counts.chunks / chunks_of(stored) if local else None,
+        bytes_read=counts.bytes if local else None,
+        seconds=time.perf_counter() - began,
+        peak_memory_bytes=peak_bytes(),
+        model=parameters.model,
+        model_digest=digest,
+        regressor=trained.regressor,
+        volume_digest=stored.digest,
+        covariates=dict(parameters.covariates),
+        packages=versions(),
+        device=context.device,
+    )
+
+
+def _answer(trained: TrainedModel, answer: Float64[Array, " o"]) -> dict[str, Any]:
+    """An answer as parts of a result."""
+    task, conformal = trained.task, trained.conformal
+    told: dict[str, Any] = {
+        "value": None,
+        "class_name": None,
+        "intervals": [],
+        "quantiles": [],
+        "probabilities": [],
+    }
+    if task.kind == "classes":
+        sets = {level: conformal.sets(answer[None], level)[0] for level in CONFORMAL_LEVELS}
+        told["class_name"] = task.classes[int(answer.argmax())]
+        told["probabilities"] = [
+            Probability(
+                name=name,
+                value=float(answer[number]),
+                sets=[level for level, members in sets.items() if members[number]],
+            )
+            for number, name in enumerate(task.classes)
+        ]
+        return told
+    told["value"] = float(answer[len(answer) // 2])
+    told["intervals"] = [
+        _between(level, conformal.intervals(answer[None], level)[0]) for level in CONFORMAL_LEVELS
+    ]
+    if task.kind == "quantiles":
+        told["quantiles"] = [
+            Quantile(level=level, value=value) for level, value in zip(LEVELS, answer.tolist(), strict=True)
+        ]
+    return told
+
+
+def _between(level: float, ends: Float64[Array, " 2"]) -> Between:
+    low, high = ends.tolist()
+    finite = math.isfinite(low) and math.isfinite(high)
+    return Between(level=level, low=low if finite else None, high=high if finite else None)
