@@ -115,9 +115,9 @@ def recalibrated(
 
 
 def standardised(features: Float64[Tensor, "n p"]) -> Float64[Tensor, "n p"]:
-    """By the batch's own mean and standard deviation."""
+    """By the batch's own mean and standard deviation; what does not vary is 0, with a slope that is finite."""
     centred = features - features.mean(dim=0)
-    return centred / (centred.square().mean(dim=0).sqrt() + FLOOR)
+    return centred / (centred.square().mean(dim=0) + FLOOR**2).sqrt()
 
 
 def linear_outputs(features: int, outputs: int, device: torch.device) -> nn.Linear:
@@ -228,10 +228,10 @@ class ProjectedLearner(RowLearner):
     def restore(self, state: Mapping[str, Array]) -> None:
         """Go on with the basis."""
         if state:
-            arrays = part("basis", state)
+            arrays = {name: torch.from_numpy(a).to(self._at) for name, a in part("basis", state).items()}
             modes = [name for name in arrays if name.startswith("anchor.")]
-            anchors = TensorTrain(tuple(torch.from_numpy(arrays[f"anchor.{k}"]) for k in range(len(modes))))
-            rest = {n: torch.from_numpy(a) for n, a in arrays.items() if not n.startswith("anchor.")}
+            anchors = TensorTrain(tuple(arrays[f"anchor.{k}"] for k in range(len(modes))))
+            rest = {name: tensor for name, tensor in arrays.items() if not name.startswith("anchor.")}
             self._basis = Basis(anchors=anchors, total_energy=float(state["total_energy"]), **rest)
             self._basis_epoch = int(state["epoch"])
 
