@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -44,17 +45,14 @@ def _block_sums(values: Float64[Array, "z y x"]) -> Float64[Array, "bz by bx"]:
     return values
 
 
-@dataclass(frozen=True, eq=False)
-class Guides:
-    """The guides of scans, each made when it is first asked for and kept."""
+_KEPT: WeakKeyDictionary[CubeSource, Guide] = WeakKeyDictionary()
 
-    _kept: dict[int, tuple[CubeSource, Guide]] = field(default_factory=dict)
 
-    def of(self, scan: CubeSource) -> Guide:
-        """Of one scan."""
-        if id(scan) not in self._kept:
-            self._kept[id(scan)] = scan, roughness(scan)
-        return self._kept[id(scan)][1]
+def guide_of(scan: CubeSource) -> Guide:
+    """The roughness of a scan, kept as long as the scan is: a training asks for it in every step."""
+    if scan not in _KEPT:
+        _KEPT[scan] = roughness(scan)
+    return _KEPT[scan]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,13 +62,12 @@ class Guided:
     count: int
     pooling: Pooling
     uniform: float
-    guides: Guides = field(default_factory=Guides)
     self_normalised: bool = False
 
     def choose(self, volume: EncodedVoxels, seed: int, previous: Chosen | None = None) -> RandomVoxels:
         """See `Strategy`."""
         return drawn_by(
-            self.guides.of(volume.scan.boxes.source),
+            guide_of(volume.scan.boxes.source),
             self.count,
             seed,
             self.pooling,

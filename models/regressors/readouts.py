@@ -32,7 +32,7 @@ from models.cpic.random_voxels import RandomVoxels
 from models.errors import InvalidConfig
 from models.learning.saved import part, under
 from models.regressors.base import Saliency
-from models.regressors.guides import Guides
+from models.regressors.guides import guide_of
 from models.regressors.settings import recipe_of, settings_of
 from models.regressors.trains import left_out
 from models.tt.gram import gram
@@ -282,7 +282,6 @@ class VoxelReadout:
     features: int
     seed: int
     device: torch.device
-    guides: Guides = field(default_factory=Guides)
 
     @property
     def blocks(self) -> dict[str, slice]:
@@ -319,7 +318,7 @@ class VoxelReadout:
     def _drawn(self, scan: CubeSource, pooling: Pooling) -> RandomVoxels:
         config = self.config
         if config.uniform < 1:
-            guide = self.guides.of(scan)
+            guide = guide_of(scan)
             return drawn_by(
                 guide, config.count, self.seed, pooling, uniform=config.uniform, self_normalised=True
             )
