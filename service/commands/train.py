@@ -39,7 +39,6 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Learn from a CSV table with columns scan, patient and target; other columns are covariates."""
-    table = read_table(cohort, columns(target, covariates, category, classes=task == "classes"))
     parameters = {
         "task": task,
         "regressor": regressor,
@@ -50,6 +49,7 @@ def train(
         "target_name": target,
         "target_unit": unit,
     }
+    table = read_table(cohort, columns(target, covariates, category, classes=task == "classes"))
     with connected(url) as client:
         with Watcher(errors) as watcher:
             job = run_on_table(client, "train", table, parameters, watcher)

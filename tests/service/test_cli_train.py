@@ -1,0 +1,324 @@
+"""`tomotrain train`, `predict` and `evaluate`, as processes: what they send, print and refuse."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from house import EMBED, INTERNAL, House
+
+from service.client import Client
+from service.learning_report import evaluation_tables, prediction_rows, training_rows
+from service.schemas import JobView
+from storage.jobs import Job, JobKind, JobState, Queue
+
+COMMAND = [sys.executable, "-c", "from service.cli import main; main()"]
+NOTICE = "For research. Not a medical device."
+FIGURE = {"value": 4.25, "low": 3.5, "high": 5.0, "spread": 0.5}
+NONE = {"value": None, "low": None, "high": None, "spread": None}
+WARNING = {"code": "few-scans", "text": "30 trained numbers for 3 scans: more may be learnt than holds"}
+RESULTS: dict[str, dict[str, Any]] = {
+    "train": {
+        "notice": NOTICE,
+        "regressor": "voxel_ridge",
+        "task": "mean",
+        "classes": [],
+        "target_name": "age",
+        "target_unit": "years",
+        "rows": 3,
+        "scans": 2,
+        "patients": 2,
+        "covariates": ["sex"],
+        "folds": 5,
+        "compared": [
+            {"regressor": "voxel_ridge", "metrics": {"rmse": FIGURE, "r2": FIGURE}, "reason": "simplest"},
+            {"regressor": "constant", "metrics": {"rmse": FIGURE, "r2": NONE}, "reason": "beaten"},
+        ],
+        "reasons": ["the simplest that none beats at 95 %"],
+        "intervals": [
+            {"level": 0.9, "threshold": 7.5, "needed": 9},
+            {"level": 0.95, "threshold": None, "needed": 19},
+        ],
+        "warnings": [WARNING],
+        "model_parameters": 30,
+        "seconds": 61.25,
+    },
+    "predict": {
+        "notice": NOTICE,
+        "target_name": "age",
+        "target_unit": "years",
+        "value": 63.25,
+        "class_name": None,
+        "intervals": [
+            {"level": 0.9, "low": 55.75, "high": 70.75},
+            {"level": 0.95, "low": None, "high": None},
+        ],
+        "quantiles": [{"level": 0.2, "value": 60.0}],
+        "probabilities": [],
+        "verdict": "yes: closer to the training's scans than 71 % of them",
+        "warnings": [{"code": "spacing-far", "text": "spacing 5 mm"}],
+        "voxels": 4000,
+        "share_read": 0.25,
+        "cubes_read": 520,
+        "seconds": 0.71,
+        "model": "job_1",
+        "regressor": "voxel_ridge",
+    },
+    "evaluate": {
+        "notice": NOTICE,
+        "model": "job_1",
+        "regressor": "voxel_ridge",
+        "rows": 3,
+        "scans": 2,
+        "patients": 2,
+        "metrics": {"rmse": FIGURE, "r2": NONE},
+        "coverage": [{"level": 0.9, "observed": 0.875, "low": 0.8, "high": 0.9}],
+        "warnings": [WARNING],
+    },
+}
+
+
+def kind(name: str, *, needs_volume: bool = False) -> JobKind:
+    return JobKind(
+        name=name,
+        version="1",
+        title=name.title(),
+        description="For tests",
+        queue=Queue.TRAIN,
+        parameters_schema={"type": "object"},
+        result_schema={"type": "object"},
+        needs_volume=needs_volume,
+    )
+
+
+@pytest.fixture
+def classroom(house: House) -> House:
+    """A service whose worker has announced the kinds that learn."""
+    learning = [kind("train"), kind("predict", needs_volume=True), kind("evaluate")]
+    house.catalogue.announce("worker", [EMBED, INTERNAL, *learning], "cpu")
+    return house
+
+
+@contextmanager
+def working(house: House) -> Iterator[None]:
+    """Ingests what comes, and answers all else at once."""
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.wait(0.01):
+            for job in house.catalogue.jobs(state=JobState.QUEUED):
+                if job.kind == "ingest":
+                    house.work(job.id)
+                else:
+                    house.finish(job.id, RESULTS[job.kind])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+
+
+def words_of(text: str) -> str:
+    return " ".join("".join(" " if letter in "│┃┏┓━┡┩└┘─┐┌┴┬┼┴├┤┳╇" else letter for letter in text).split())
+
+
+def assert_one_line(answer: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert answer.returncode == 2
+    assert answer.stdout == ""
+    (line,) = [line for line in answer.stderr.splitlines() if line.startswith("tomotrain: ")]
+    for word in words:
+        assert word in line
+
+
+@pytest.fixture
+def table(tmp_path: Path, nifti: bytes) -> Path:
+    """Two scans, one of them with two rows."""
+    (tmp_path / "a.nii").write_bytes(nifti)
+    (tmp_path / "b.nii").write_bytes(nifti[:-1] + b"\x07")
+    path = tmp_path / "cohort.csv"
+    path.write_text("scan,patient,age,sex,weeks\na.nii,p1,61,M,0\na.nii,p1,62,M,52\nb.nii,p2,70,F,1\n")
+    return path
+
+
+def submitted(house: House, name: str) -> Job:
+    (job,) = house.catalogue.jobs(kind=name)
+    return job
+
+
+def url_of(house: House) -> str:
+    return str(house.http.base_url)
+
+
+def test_train_sends_each_scan_once_and_prints_what_the_model_is_worth(classroom: House, table: Path) -> None:
+    with working(classroom):
+        answer = run(
+            *("train", table, "--url", url_of(classroom), "--target", "age", "--unit", "years"),
+            *("--category", "sex=M,F", "--covariates", "sex,weeks", "--regressor", "voxel_ridge"),
+            *("--setting", "grid=3", "--preparation", "grid=resample", "--folds", "4", "--seed", "9"),
+        )
+    assert answer.returncode == 0, answer.stderr
+    volumes = classroom.catalogue.volumes()
+    assert sorted(volume.name for volume in volumes) == ["a.nii", "b.nii"]
+    ids = {volume.name: volume.id for volume in volumes}
+    parameters = submitted(classroom, "train").parameters
+    assert parameters.pop("rows") == [
+        {"volume_id": ids["a.nii"], "patient": "p1", "target": 61, "covariates": {"sex": 0, "weeks": 0}},
+        {"volume_id": ids["a.nii"], "patient": "p1", "target": 62, "covariates": {"sex": 0, "weeks": 52}},
+        {"volume_id": ids["b.nii"], "patient": "p2", "target": 70, "covariates": {"sex": 1, "weeks": 1}},
+    ]
+    assert parameters == {
+        "task": "mean",
+        "regressor": "voxel_ridge",
+        "settings": {"grid": 3},
+        "preparation": {"grid": "resample"},
+        "folds": 4,
+        "seed": 9,
+        "target_name": "age",
+        "target_unit": "years",
+    }
+    words = words_of(answer.stdout)
+    for part in [
+        f"Model {submitted(classroom, 'train').id}",
+        "age (years): its mean",
+        "3 rows, 2 scans, 2 patients",
+        "voxel_ridge, 30 numbers",
+        "chosen because the simplest that none beats",
+        "90%: the answer, and 7.5 years to both sides",
+        "none at 95%: that takes 19 patients",
+        "careful 30 trained numbers",
+        "voxel_ridge 4.25 (3.5 to 5) 4.25 (3.5 to 5)",
+        "constant 4.25 (3.5 to 5) -",
+        f"notice {NOTICE}",
+    ]:
+        assert part in words
+
+
+def test_scans_that_the_service_has_are_not_sent_again(classroom: House, table: Path) -> None:
+    with Client(url_of(classroom)) as client, working(classroom):
+        known = client.upload(table.parent / "a.nii").volume.id
+        table.write_text(f"scan,patient,target\na.nii,p1,1\n{known},p1,2\nb.nii,p2,3\n")
+        answer = run("train", table, "--url", url_of(classroom), "--json")
+    document = json.loads(answer.stdout)
+    assert document["result"] == RESULTS["train"]
+    assert "parameters" not in document
+    assert len(classroom.catalogue.volumes()) == 2
+    rows = submitted(classroom, "train").parameters["rows"]
+    assert [row["volume_id"] == known for row in rows] == [True, True, False]
+
+
+def test_every_scan_that_is_refused_is_named_with_its_line(
+    classroom: House, table: Path, nifti: bytes
+) -> None:
+    (table.parent / "a.nii").write_bytes(b"no scan at all " * 50)
+    (table.parent / "b.nii").write_bytes(b"")
+    (table.parent / "c.nii").write_bytes(nifti)
+    table.write_text("scan,patient,target\nc.nii,p0,0\na.nii,p1,1\nb.nii,p2,2\n")
+    with working(classroom):
+        answer = run("train", table, "--url", url_of(classroom))
+    assert_one_line(answer, "line 3, a.nii: ", "none of the formats", "line 4, b.nii: ", "empty")
+    assert classroom.catalogue.jobs(kind="train") == []
+
+
+def test_bad_tables_and_options_end_with_one_line_before_anything_is_sent(
+    classroom: House, table: Path
+) -> None:
+    url = ("--url", url_of(classroom))
+    assert_one_line(run("train", table, "--target", "age", *url), "line 2, sex: 'M'", "--category sex=A,B")
+    assert_one_line(run("train", table, "--setting", "x", *url), "NAME=VALUE")
+    assert_one_line(run("predict", "job_1", table.parent / "no.nii", *url), "give the path of a scan")
+    assert classroom.catalogue.volumes() == []
+
+
+def test_predict_sends_the_scan_and_prints_the_answer(classroom: House, table: Path) -> None:
+    scan = table.parent / "a.nii"
+    with working(classroom):
+        answer = run(
+            *("predict", "job_1", scan, "--url", url_of(classroom)),
+            *("--covariate", "weeks=3", "--covariate", "sex=F", "--category", "sex=M,F"),
+        )
+    assert answer.returncode == 0, answer.stderr
+    (volume,) = classroom.catalogue.volumes()
+    job = submitted(classroom, "predict")
+    assert job.volume_id == volume.id
+    assert job.parameters == {"model": "job_1", "covariates": {"weeks": 3, "sex": 1}}
+    words = words_of(answer.stdout)
+    for part in [
+        "age 63.25 years",
+        "90% interval 55.75 to 70.75 years",
+        "95% interval unknown: the model learnt from too few patients",
+        "quantile 0.2 60 years",
+        "like the training's yes: closer",
+        "careful spacing 5 mm",
+        "4,000 voxels; 25.00% of the scan read in 520 boxes",
+        "job_1 (voxel_ridge)",
+        f"notice {NOTICE}",
+    ]:
+        assert part in words
+    with working(classroom):
+        again = run("predict", "job_1", volume.id, "--url", url_of(classroom), "--json")
+    assert json.loads(again.stdout)["result"] == RESULTS["predict"]
+
+
+def test_evaluate_asks_about_the_whole_table(classroom: House, table: Path) -> None:
+    with working(classroom):
+        answer = run(
+            *("evaluate", "job_1", table, "--url", url_of(classroom), "--target", "age"),
+            *("--covariates", "weeks"),
+        )
+    assert answer.returncode == 0, answer.stderr
+    parameters = submitted(classroom, "evaluate").parameters
+    assert parameters["model"] == "job_1"
+    assert [row["target"] for row in parameters["rows"]] == [61, 62, 70]
+    words = words_of(answer.stdout)
+    for part in ["RMSE 4.25 (3.5 to 5)", "R2 -", "87.5% of the answers lie in the 90% interval", NOTICE]:
+        assert part in words
+
+
+def test_a_failed_training_ends_with_its_reason(classroom: House, table: Path) -> None:
+    def work() -> None:
+        while not (jobs := classroom.catalogue.jobs(kind="train")):
+            for job in classroom.catalogue.jobs(state=JobState.QUEUED):
+                if job.kind == "ingest":
+                    classroom.work(job.id)
+        classroom.catalogue.claim(jobs[0].id, "worker", 60)
+        problems = [["/rows/1/target", "'x' is no number"]]
+        error = {"code": "invalid-cohort", "detail": "/rows/1/target: 'x' is no number", "retryable": False}
+        classroom.catalogue.fail(jobs[0].id, 1, {**error, "problems": problems})
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    answer = run("train", table, "--url", url_of(classroom), "--target", "age", "--category", "sex=M,F")
+    thread.join()
+    assert_one_line(answer, "nothing can be learnt from this table", "/rows/1/target: 'x' is no number")
+
+
+def test_reports_of_classes() -> None:
+    classes = {"task": "classes", "classes": ["ill", "well"]}
+    assert ("target", "age (years): one of ill, well") in training_rows(RESULTS["train"] | classes)
+    told = {
+        "value": None,
+        "class_name": "ill",
+        "target_unit": "",
+        "intervals": [],
+        "probabilities": [{"name": "ill", "value": 0.75, "sets": [0.8]}],
+    }
+    rows = dict(prediction_rows(RESULTS["predict"] | told))
+    assert rows["age"] == "ill"
+    assert rows["probability of ill"] == "75.0%"
+    (shown,) = evaluation_tables(JobView.model_construct(id="job_2", result=RESULTS["evaluate"]))
+    assert shown.title == "Evaluation job_2"
