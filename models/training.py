@@ -83,8 +83,8 @@ class TrainingConfig:
                 raise InvalidConfig(setting, getattr(self, setting), "finite and above 0")
         if not 0 <= self.weight_decay < 1:
             raise InvalidConfig("weight_decay", self.weight_decay, "from 0 to below 1")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise InvalidConfig("betas", self.betas, "from 0 to below 1")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise InvalidConfig("betas", self.betas, "two numbers from 0 to below 1")
         if self.patience is not None and self.patience < 1:
             raise InvalidConfig("patience", self.patience, "at least 1, or none")
 

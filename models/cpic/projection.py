@@ -169,6 +169,11 @@ class Basis:
             origin=origin,
         )
 
+    def to(self, device: torch.device) -> Basis:
+        """The same basis on a device."""
+        anchors = TensorTrain(tuple(core.to(device) for core in self.anchors.cores))
+        return replace(self, anchors=anchors, **{name: getattr(self, name).to(device) for name in ARRAYS})
+
     def tensors(self) -> dict[str, Array]:
         """Everything that is an array, by name, in float64: for a checkpoint."""
         arrays = {f"anchor.{k}": core for k, core in enumerate(self.anchors.cores)}

@@ -29,7 +29,7 @@ from models.cpic.strategies import Randomly
 from models.errors import InvalidConfig, InvalidShape
 from models.learning.cohort import Cohort, Inputs
 from models.learning.linear import LinearHead
-from models.learning.saved import digest, part, refuse_mixed, under
+from models.learning.saved import digest, part, under
 from models.learning.task import Task
 from models.regressors.base import Look
 from models.regressors.encoders import (
@@ -42,15 +42,17 @@ from models.regressors.encoders import (
     linear_outputs,
 )
 from models.regressors.guides import Guided
+from models.regressors.linear_model import head_of_task, refuse_other
 from models.regressors.neural import Answers, Scaling, load_weights, refuse_covariates, weights_of
 from models.regressors.readouts import (
     FibreReadout,
     FibreReadoutConfig,
     Readout,
+    Seen,
     VoxelReadout,
     VoxelReadoutConfig,
 )
-from models.regressors.settings import recipe_of, settings_of
+from models.regressors.settings import merged, recipe_of, settings_of
 from models.training import History, TrainingConfig, Watch, train
 from models.types import Array, CubeSource
 
@@ -85,9 +87,14 @@ class Cpic:
         for setting in ("steps", "projected_steps"):
             if getattr(self, setting) < 0:
                 raise InvalidConfig(setting, getattr(self, setting), "at least 0")
-        for setting in ("batch", "voxels", "pooling"):
-            if getattr(self, setting) < 1:
-                raise InvalidConfig(setting, getattr(self, setting), "at least 1")
+        for setting, least in (("batch", 2), ("voxels", 1), ("pooling", 1)):
+            if getattr(self, setting) < least:
+                raise InvalidConfig(setting, getattr(self, setting), f"at least {least}")
+        for setting in ("rate", "projected_rate"):
+            if not 0 < getattr(self, setting) < float("inf"):
+                raise InvalidConfig(setting, getattr(self, setting), "finite and above 0")
+        if not 0 <= self.weight_decay < 1:
+            raise InvalidConfig("weight_decay", self.weight_decay, "from 0 to below 1")
 
     @classmethod
     def paper(cls) -> Self:
@@ -121,18 +128,18 @@ class Cpic:
         self, tensors: Mapping[str, Array], manifest: Mapping[str, Any], task: Task, device: torch.device
     ) -> CpicModel:
         """See `Regressor`."""
-        encoder = _loaded_encoder(self.encoder, tensors, manifest, device)
+        encoder = _loaded_encoder(tensors, manifest, device)
         readout = FibreReadout.from_saved(
             part("readout", tensors), manifest["readout"], lambda scan: encoder, device
         )
-        return CpicModel.from_saved(self, encoder, readout, tensors, manifest)
+        return CpicModel.from_saved(self, encoder, readout, tensors, manifest, task)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         """See `Regressor`; `{"mode": "paper"}` gives the paper's form, whose settings others change."""
         if settings.get("mode") == "paper":
             rest = {name: value for name, value in settings.items() if name != "mode"}
-            return recipe_of(cls, {**settings_of(cls.paper()), **rest})
+            return recipe_of(cls, merged(settings_of(cls.paper()), rest))
         return recipe_of(cls, settings)
 
 
@@ -154,11 +161,14 @@ class RandomVoxelsRegressor:
     weight_decay: float = 0.0
     readout: VoxelReadoutConfig = field(default_factory=VoxelReadoutConfig)
 
+    def __post_init__(self) -> None:
+        self.training()
+
     def fit(self, cohort: Cohort, task: Task, *, seed: int, device: torch.device, watch: Watch) -> CpicModel:
         """See `Regressor`."""
         trained = train_encoder(self.training(), cohort, task, seed=seed, device=device, watch=watch)
         encoder = calibrated(trained.encoder, cohort.inputs.scans, seed, device)
-        readout = self._readout(encoder, seed, device)
+        readout = VoxelReadout(self.readout, lambda scan: encoder, encoder.features, seed, device)
         features = []
         for done, scan in enumerate(cohort.inputs.scans):
             watch.report("voxels", done, len(cohort.inputs.scans))
@@ -171,9 +181,9 @@ class RandomVoxelsRegressor:
         self, tensors: Mapping[str, Array], manifest: Mapping[str, Any], task: Task, device: torch.device
     ) -> CpicModel:
         """See `Regressor`."""
-        encoder = _loaded_encoder(self.encoder, tensors, manifest, device)
-        readout = self._readout(encoder, manifest["readout"]["seed"], device)
-        return CpicModel.from_saved(self, encoder, readout, tensors, manifest)
+        encoder = _loaded_encoder(tensors, manifest, device)
+        readout = VoxelReadout.from_saved(manifest["readout"], lambda scan: encoder, device)
+        return CpicModel.from_saved(self, encoder, readout, tensors, manifest, task)
 
     def training(self) -> Cpic:
         """How the encoder is trained."""
@@ -184,9 +194,6 @@ class RandomVoxelsRegressor:
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         """See `Regressor`."""
         return recipe_of(cls, settings)
-
-    def _readout(self, encoder: LearnedCpic, seed: int, device: torch.device) -> VoxelReadout:
-        return VoxelReadout(self.readout, lambda scan: encoder, encoder.features, seed, device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,7 +296,7 @@ class CpicModel:
 
     def look(self, scan: CubeSource, covariates: Float64[Array, " t"]) -> Look:
         """See `Model`."""
-        seen = self.readout.see(scan)
+        seen = self._seen(scan)
         features, where = seen.features(), self.readout.blocks[self.block]
         gradient = np.zeros_like(features)
         gradient[where] = self.head.gradient(features[where], covariates)
@@ -323,6 +330,7 @@ class CpicModel:
         return {
             "schema": SCHEMA,
             "parameters": weights + self.head.parameters,
+            "encoder": settings_of(self.recipe.encoder),
             "channels": self.encoder.network.widths[0],
             "limit": self.encoder.limit,
             "readout": self.readout.manifest(),
@@ -341,20 +349,30 @@ class CpicModel:
         readout: Readout,
         tensors: Mapping[str, Array],
         manifest: Mapping[str, Any],
+        task: Task,
     ) -> Self:
-        """What `tensors` and `manifest` gave, with its encoder and readout."""
+        """What `tensors` and `manifest` gave, with its encoder and readout.
+
+        Raises InvalidShape for a head of another task.
+        """
         return cls(
             recipe,
             encoder,
             readout,
-            LinearHead.from_saved(part("head", tensors), manifest["head"]),
+            head_of_task(part("head", tensors), manifest["head"], task),
             manifest["block"],
             manifest["inner_errors"],
             manifest["histories"],
         )
 
     def _features(self, scan: CubeSource) -> Float64[Array, " p"]:
-        return self.readout.see(scan).features()[self.readout.blocks[self.block]]
+        return self._seen(scan).features()[self.readout.blocks[self.block]]
+
+    def _seen(self, scan: CubeSource) -> Seen:
+        """A look at a scan. Raises InvalidShape for another number of channels than the training's."""
+        if scan.channels != (trained := self.encoder.network.widths[0]):
+            raise InvalidShape(f"the scan has {scan.channels} channels, the training's had {trained}")
+        return self.readout.see(scan)
 
 
 def _training(steps: int, scans: int, batch: int, rate: float, weight_decay: float) -> TrainingConfig:
@@ -376,13 +394,11 @@ def _projected_head(
 
 
 def _loaded_encoder(
-    config: EncoderConfig, tensors: Mapping[str, Array], manifest: Mapping[str, Any], device: torch.device
+    tensors: Mapping[str, Array], manifest: Mapping[str, Any], device: torch.device
 ) -> LearnedCpic:
     """The encoder that a model was saved with. Raises InvalidShape for a model that is not whole."""
-    if manifest.get("schema") != SCHEMA:
-        raise InvalidShape(f"a model of schema {manifest.get('schema')}, not {SCHEMA}: train it again")
-    refuse_mixed(tensors, manifest, "the model")
-    network = config.network(int(manifest["channels"]), 0, device)
+    refuse_other(tensors, manifest, SCHEMA)
+    network = recipe_of(EncoderConfig, manifest["encoder"]).network(int(manifest["channels"]), 0, device)
     load_weights(network, part("encoder", tensors))
     network.eval().requires_grad_(False)
     shift, scale = (torch.from_numpy(np.array(tensors[name])).to(device) for name in ("shift", "scale"))

@@ -115,7 +115,7 @@ def recalibrated(
 
 
 def standardised(features: Float64[Tensor, "n p"]) -> Float64[Tensor, "n p"]:
-    """By the batch's own mean and standard deviation; what does not vary is 0, with a slope that is finite."""
+    """By the batch's own mean and standard deviation; what does not vary is 0, and its slope finite."""
     centred = features - features.mean(dim=0)
     return centred / (centred.square().mean(dim=0) + FLOOR**2).sqrt()
 

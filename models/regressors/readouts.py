@@ -234,7 +234,7 @@ class FibreReadout:
     ) -> Self:
         """What `tensors` and `manifest` gave. Raises InvalidShape where they do not belong together."""
         told = manifest["basis"]
-        basis = None if told is None else Basis.from_tensors(part("basis", tensors), told)
+        basis = None if told is None else Basis.from_tensors(part("basis", tensors), told).to(device)
         config = recipe_of(FibreReadoutConfig, manifest["config"])
         return cls(
             config,
@@ -314,6 +314,12 @@ class VoxelReadout:
     def manifest(self) -> dict[str, Any]:
         """See `Readout`."""
         return {"config": settings_of(self.config), "features": self.features, "seed": self.seed}
+
+    @classmethod
+    def from_saved(cls, manifest: Mapping[str, Any], encoder_of: EncoderOf, device: torch.device) -> Self:
+        """What `manifest` gave."""
+        config = recipe_of(VoxelReadoutConfig, manifest["config"])
+        return cls(config, encoder_of, manifest["features"], manifest["seed"], device)
 
     def _drawn(self, scan: CubeSource, pooling: Pooling) -> RandomVoxels:
         config = self.config

@@ -15,6 +15,7 @@ def recipe_of(kind: type[Recipe], settings: Mapping[str, Any]) -> Recipe:
     """The dataclass with these settings, some of its fields; a nested one takes a mapping.
 
     Raises InvalidConfig, naming the setting, for one that there is not, or of another type than its default.
+    Defaults that are lists have a member.
     """
     known = {field.name: _default(field) for field in fields(kind) if field.init}  # type: ignore[arg-type]
     for name, value in settings.items():
@@ -28,18 +29,35 @@ def settings_of(recipe: Any) -> dict[str, Any]:
     return {name: _plain(value) for name, value in asdict(recipe).items()}
 
 
+def merged(settings: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, of which others are changed, in tables of them too."""
+    return {
+        **settings,
+        **{
+            name: merged(settings[name], value)
+            if isinstance(value, Mapping) and isinstance(settings.get(name), Mapping)
+            else value
+            for name, value in others.items()
+        },
+    }
+
+
 def _default(field: Field[Any]) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def _typed(name: str, value: Any, default: Any) -> Any:
-    """The value, of the default's type; any where the default is None."""
+    """The value, of the default's type; a list's members are of that of its first, and where the default is
+    None, there may be a number.
+    """
     if is_dataclass(default) and isinstance(value, Mapping):
         return recipe_of(type(default), value)
-    if isinstance(value, list):
-        value = tuple(value)
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(_typed(name, each, default[0]) for each in value)
+    if default is None:
+        return value if value is None else _typed(name, value, 0.0)
     takes: type | tuple[type, ...] = (int, float) if isinstance(default, float) else type(default)
-    if default is None or (isinstance(value, takes) and isinstance(value, bool) == isinstance(default, bool)):
+    if isinstance(value, takes) and isinstance(value, bool) == isinstance(default, bool):
         return value
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", tuple: "a list"}
     raise InvalidConfig(name, value, words.get(type(default), "a table of settings"))

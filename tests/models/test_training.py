@@ -347,6 +347,7 @@ def test_parts_keep_their_checkpoints_apart_and_share_the_report() -> None:
         ("clip", math.nan),
         ("weight_decay", 1.0),
         ("betas", (0.9, 1.0)),
+        ("betas", (0.9,)),
         ("patience", 0),
     ],
 )
