@@ -31,17 +31,20 @@ from benchmarks.memory import peak_rss_mib
 from benchmarks.targets import Target, judged, show_targets
 from models.cpic.fibres import FibreConfig
 from models.learning.cohort import Cohort
+from models.learning.evaluation import cross_validate
 from models.learning.folds import patient_folds
 from models.learning.metrics import Metric, interval, metrics_of
 from models.learning.preparation import Preparation, PreparationConfig
+from models.learning.selection import auto
 from models.learning.task import Task
 from models.regressors import REGRESSORS
 from models.regressors.base import Regressor
 from models.regressors.cpic import Cpic, CpicModel, RandomVoxelsRegressor, Trained, train_encoder
-from models.regressors.encoders import calibrated, recalibrated
+from models.regressors.encoders import EncoderConfig, ProjectionConfig, calibrated, recalibrated
 from models.regressors.guides import guide_of
 from models.regressors.neural import Answers
 from models.regressors.readouts import FibreReadout, FibreReadoutConfig, VoxelReadout, VoxelReadoutConfig
+from models.regressors.settings import settings_of
 from models.training import Watch
 from models.types import Array, Int64
 
@@ -185,6 +188,35 @@ def _facts(model: CpicModel, read_s: float, voxels: float) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
+class Auto:
+    """The simplest candidate that none beats in folds of the training alone, fitted to all of that."""
+
+    candidates: Mapping[str, Mapping[str, Any]]
+    folds: int = 3
+
+    def __call__(self, training: Cohort, test: Cohort, seed: int) -> Told:
+        """Choose, fit and predict."""
+        began = time.process_time()
+        folds = patient_folds(training.row_patients, self.folds, seed=seed)
+        losses = {
+            name: cross_validate(
+                REGRESSORS[name].from_settings(settings),
+                training,
+                TASK,
+                folds,
+                seed=seed,
+                device=CPU,
+                watch=Watch(),
+            ).losses
+            for name, settings in self.candidates.items()
+        }
+        chosen = auto(losses, training.row_patients, seed=seed).chosen
+        (told,) = Simple(chosen, self.candidates[chosen])(training, test, seed).values()
+        facts = {"fit_s": time.process_time() - began, "place": float(list(losses).index(chosen))}
+        return {"auto": (told[0], facts)}
+
+
+@dataclass(frozen=True)
 class Case:
     """A cohort, how it is divided, and what is tried on it."""
 
@@ -203,9 +235,13 @@ def _made(make: Callable[..., MadeCohort], size: int, *, folds: bool = False) ->
     return made
 
 
-def _real(name: str, config: PreparationConfig) -> Any:
+def _real(name: str, config: PreparationConfig, **labels: str) -> Any:
+    """A real cohort, or the part of it with these labels."""
+
     def made() -> tuple[Cohort, None]:
         real: RealCohort = REAL[name]()
+        wanted = [entry for entry in real.entries if labels.items() <= entry.labels.items()]
+        real = replace(real, entries=tuple(wanted))
         raws = [entry.scan.raw() for entry in real.entries]
         preparation = Preparation.fit(config, raws)
         return real.cohort([KeptScan(preparation.apply(raw, 0)) for raw in raws]), None
@@ -223,11 +259,37 @@ GUIDED = Family(
     trains=False,
 )
 """Voxels where scans are rough, and four times as many: for what is sparse."""
+LESIONS = Family(
+    Cpic(steps=100, uniform=0.2), VoxelReadoutConfig(count=2000, uniform=0.2, poolings=(1, 2)), trains=False
+)
+"""For masks, which are empty nearly everywhere."""
+GUIDED_VOXELS = {
+    "random_voxels": {"steps": 100, "uniform": 0.2, "readout": settings_of(LESIONS.voxels)},
+}
 RESNET = {"training": {"epochs": 12, "batch": 8, "rate": 2e-3, "weight_decay": 1e-3}}
 PAPER = Simple("cpic", {"mode": "paper", "projected_steps": 60}, "cpic, paper's form")
 MASKS = PreparationConfig(grid="pad", intensity="fixed", centre=0.0, scale=1.0)
 HEADS = PreparationConfig(grid="pad", intensity="standard")
 CROPS = PreparationConfig(grid="pad", intensity="robust")
+
+CANDIDATES: dict[str, Mapping[str, Any]] = {
+    "constant": {},
+    "voxel_ridge": {},
+    "tt_ridge": {},
+    "random_voxels": {"steps": 100},
+    "cpic": {"steps": 100},
+}
+"""Of `auto`, from simple to complex."""
+WITH_TABLE = {"constant": {}, "tabular": {}, **CANDIDATES}
+VARIANTS = {
+    "paper's width ": Cpic(encoder=EncoderConfig(hidden=(5, 15, 25), features=16)),
+    "sigmoid ": Cpic(encoder=EncoderConfig(sigmoid=True)),
+    "280 voxels ": Cpic(voxels=280),
+    "66 steps ": Cpic(steps=66),
+    "through trains ": Cpic(projected_steps=66),
+    "low-rank term ": Cpic(projected_steps=66, projection=ProjectionConfig(low_rank=0.1)),
+}
+"""Of the recipe, one thing changed at a time."""
 
 CASES: dict[str, Case] = {
     "spread-32": Case(
@@ -244,15 +306,38 @@ CASES: dict[str, Case] = {
     ),
     "spread-32-folds": Case(_made(spread, 32, folds=True), (*SIMPLE, (Family(), SEEDS), (FROZEN, ONE))),
     "spread-32-baselines": Case(_made(spread, 32), ((Simple("resnet3d", RESNET), ONE), (PAPER, ONE))),
+    "spread-32-variants": Case(
+        _made(spread, 32), tuple((Family(recipe, mark=mark), ONE) for mark, recipe in VARIANTS.items())
+    ),
     "spread-64": Case(_made(spread, 64), (*SIMPLE, (Family(), SEEDS))),
     "spread-128": Case(_made(spread, 128), (*SIMPLE[:2], (Family(), SEEDS))),
     "spots-64": Case(_made(spots, 64), (*SIMPLE, (Family(), FEW), (GUIDED, FEW))),
-    "ixi_age": Case(_real("ixi_age", HEADS), (*SIMPLE, (Simple("tabular"), ONE), (Family(), SEEDS))),
+    "ixi_age": Case(
+        _real("ixi_age", HEADS),
+        (*SIMPLE, (Simple("tabular"), ONE), (Family(), FEW), (Auto(WITH_TABLE), ONE)),
+    ),
+    "ixi_age-late": Case(
+        _real("ixi_age", HEADS, intensity_scale_group="late"),
+        (*SIMPLE, (Simple("tabular"), ONE), (Family(), FEW)),
+    ),
     "hippocampus": Case(
         _real("hippocampus", CROPS),
-        (*SIMPLE, (Family(voxels=VoxelReadoutConfig(count=12_000, poolings=(2, 3, 4))), FEW)),
+        (
+            *SIMPLE,
+            (Family(voxels=VoxelReadoutConfig(count=12_000, poolings=(2, 3, 4))), FEW),
+            (Auto(CANDIDATES), ONE),
+        ),
     ),
-    "soop": Case(_real("soop", MASKS), (*SIMPLE, (Simple("tabular"), ONE), (Family(trains=False), SEEDS))),
+    "soop": Case(
+        _real("soop", MASKS),
+        (
+            (Simple("constant"), ONE),
+            (Simple("tabular"), ONE),
+            (Simple("voxel_ridge", {"grid": 2}), ONE),
+            (LESIONS, FEW),
+            (Auto({"constant": {}, "tabular": {}, "voxel_ridge": {"grid": 2}, **GUIDED_VOXELS}), ONE),
+        ),
+    ),
 }
 
 
