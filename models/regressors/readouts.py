@@ -35,6 +35,7 @@ from models.regressors.base import Saliency
 from models.regressors.guides import guide_of
 from models.regressors.settings import recipe_of, settings_of
 from models.regressors.trains import left_out
+from models.threads import one_thread
 from models.tt.gram import gram
 from models.tt.train import TensorTrain, stacked
 from models.types import Array, CubeSource, Int64, Report
@@ -63,10 +64,12 @@ class Seen:
         """The features of the voxels."""
         return self.volume.features(self.voxels)
 
+    @one_thread()
     def features(self) -> Float64[Array, " p"]:
         """All blocks, side by side."""
         return np.asarray(self.vector(self.values).cpu().numpy())
 
+    @one_thread()
     def saliency(self, gradient: Float64[Array, " p"]) -> Saliency:
         """Gradient times value at every voxel, for an answer that changes with the features so."""
         values = self.values.requires_grad_()
@@ -137,6 +140,7 @@ class FibreReadout:
     device: torch.device
 
     @classmethod
+    @one_thread()
     def of(
         cls,
         scans: Sequence[CubeSource],
@@ -189,6 +193,7 @@ class FibreReadout:
             volume, fibres.voxels, lambda values: self._vector(fibres, fibres.train(values)), train, fibres
         )
 
+    @one_thread()
     def distance(self, seen: Seen) -> tuple[float, float] | None:
         """See `Readout`."""
         if self.basis is None or not len(self.distances) or seen.train is None:
@@ -198,6 +203,7 @@ class FibreReadout:
         sides = [np.searchsorted(self.distances, distance, side=side) for side in ("left", "right")]
         return distance, float(50 * sum(sides) / len(self.distances))
 
+    @one_thread()
     def certificate(self, seen: Seen) -> dict[str, Any] | None:
         """At voxels drawn for it alone; None for features without a known range."""
         value_range = seen.volume.scan.encoder.value_range
@@ -333,6 +339,7 @@ class VoxelReadout:
         )
 
 
+@one_thread()
 def _sampled(
     scan: CubeSource, encoder_of: EncoderOf, config: FibreConfig, seed: int, device: torch.device
 ) -> tuple[EncodedVoxels, Fibres, TensorTrain]:
