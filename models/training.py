@@ -128,6 +128,43 @@ class Learner(Protocol):
         """Go on from what `state` gave."""
 
 
+class HeldOut:
+    """A learner that is judged by another's loss: of the same weights, on items that it does not learn from.
+
+    What the judge draws is drawn from `seed`, the same in every epoch.
+    """
+
+    def __init__(self, learner: Learner, judge: Learner, seed: int) -> None:
+        self._learner, self._judge, self._seed = learner, judge, seed
+
+    @property
+    def weights(self) -> nn.Module:
+        """The learner's."""
+        return self._learner.weights
+
+    @property
+    def items(self) -> int:
+        """The learner's."""
+        return self._learner.items
+
+    def loss(self, items: Int64, step: Step) -> Tensor:
+        """The learner's."""
+        return self._learner.loss(items, step)
+
+    def validation(self, epoch: int) -> float:
+        """The judge's loss of all its items."""
+        with torch.no_grad():
+            return float(self._judge.loss(np.arange(self._judge.items), Step(0, epoch, self._seed)))
+
+    def state(self) -> dict[str, Array]:
+        """The learner's."""
+        return self._learner.state()
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """The learner's."""
+        self._learner.restore(state)
+
+
 @dataclass(frozen=True)
 class History:
     """A training's course: the mean loss of each epoch and its validation, and which epoch was kept."""

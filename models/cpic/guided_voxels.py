@@ -82,7 +82,8 @@ def drawn_by(
     shares = sizes[blocks] / (count * sizes.sum() * chances[blocks])
     distinct, at = np.unique(voxels, return_inverse=True)
     summed = np.bincount(at, weights=shares, minlength=len(distinct))
-    return RandomVoxels(distinct, np.asarray(summed, np.float64), pooling.at(distinct, guide.shape), self_normalised)
+    shares = np.asarray(summed, np.float64)
+    return RandomVoxels(distinct, shares, pooling.at(distinct, guide.shape), self_normalised)
 
 
 def _within(guide: Guide, blocks: Int64, places: NDArray[np.float64]) -> Int64:

@@ -25,9 +25,10 @@ from models.cpic.encoder import CpicEncoder, LearnedCpic
 from models.cpic.fibres import FibreConfig
 from models.cpic.head import HIDDEN, Head
 from models.cpic.moments import Pooling
-from models.cpic.strategies import Randomly
+from models.cpic.strategies import Randomly, Strategy
 from models.errors import InvalidConfig, InvalidShape
 from models.learning.cohort import Cohort, Inputs
+from models.learning.folds import patient_folds
 from models.learning.linear import LinearHead
 from models.learning.saved import digest, part, under
 from models.learning.task import Task
@@ -53,10 +54,12 @@ from models.regressors.readouts import (
     VoxelReadoutConfig,
 )
 from models.regressors.settings import merged, recipe_of, settings_of
-from models.training import History, TrainingConfig, Watch, train
-from models.types import Array, CubeSource
+from models.training import HeldOut, History, Learner, TrainingConfig, Watch, train
+from models.types import Array, CubeSource, Int64
 
 SCHEMA = 1
+HELD_OUT_FOLDS = 6
+"""One of them is held out where there is patience."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ class Cpic:
     """See the module's text. `steps` = 0 leaves the encoder as it was drawn: the random frozen one.
 
     `voxels` are drawn per scan and step, with `uniform` < 1 where scans are rough
-    (`models.regressors.guides`). `batch` scans make a step. Raises InvalidConfig, naming the setting.
+    (`models.regressors.guides`). `batch` scans make a step. With `patience`, one patient in six is held out
+    of step 1, which ends so many epochs after the best, and keeps that. Raises InvalidConfig, naming the
+    setting.
     """
 
     name: ClassVar[str] = "cpic"
@@ -77,6 +82,7 @@ class Cpic:
     pooling: int = 2
     rate: float = 5e-3
     weight_decay: float = 0.0
+    patience: int | None = None
     projected_steps: int = 0
     projected_rate: float = 1e-3
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
@@ -95,6 +101,8 @@ class Cpic:
                 raise InvalidConfig(setting, getattr(self, setting), "finite and above 0")
         if not 0 <= self.weight_decay < 1:
             raise InvalidConfig("weight_decay", self.weight_decay, "from 0 to below 1")
+        if self.patience is not None and not (isinstance(self.patience, int) and self.patience >= 1):
+            raise InvalidConfig("patience", self.patience, "a whole number of at least 1, or none")
 
     @classmethod
     def paper(cls) -> Self:
@@ -218,13 +226,10 @@ def train_encoder(
     width = pooling.moments * encoder.features + beside.shape[1]
     network = EncoderWithHead(encoder, linear_outputs(width, task.outputs, device))
     if recipe.steps:
-        strategy = (
-            Randomly(recipe.voxels, pooling)
-            if recipe.uniform == 1
-            else Guided(recipe.voxels, pooling, recipe.uniform)
+        learner = _pooled_learner(recipe, network, cohort, answers, beside, seed, device)
+        config = _training(
+            recipe.steps, learner.items, recipe.batch, recipe.rate, recipe.weight_decay, recipe.patience
         )
-        learner = PooledLearner(network, cohort, answers, beside, strategy, device)
-        config = _training(recipe.steps, scans, recipe.batch, recipe.rate, recipe.weight_decay)
         histories["pooled"] = train(learner, config, seed=seed, watch=watch.part("pooled"))
     if recipe.projected_steps:
         network = EncoderWithHead(encoder, _projected_head(recipe, task, beside.shape[1], seed, device))
@@ -238,6 +243,33 @@ def train_encoder(
         histories["projected"] = train(projected, config, seed=seed, watch=watch.part("projected"))
     encoder.eval().requires_grad_(False)
     return Trained(encoder, network, histories)
+
+
+def _pooled_learner(
+    recipe: Cpic,
+    network: EncoderWithHead,
+    cohort: Cohort,
+    answers: Answers,
+    covariates: Float64[Array, "n t"],
+    seed: int,
+    device: torch.device,
+) -> Learner:
+    """Of all scans; with patience, of those of five patients in six, judged by the others."""
+    pooling = Pooling("hat", recipe.pooling)
+    uniform = recipe.uniform == 1
+    strategy: Strategy = (
+        Randomly(recipe.voxels, pooling) if uniform else Guided(recipe.voxels, pooling, recipe.uniform)
+    )
+
+    def learner(scans: Int64) -> PooledLearner:
+        rows = cohort.inputs.rows_of(scans)
+        return PooledLearner(network, cohort.only(scans), answers, covariates[rows], strategy, device)
+
+    everyone = np.arange(len(cohort.inputs.scans))
+    if recipe.patience is None:
+        return learner(everyone)
+    folds = patient_folds(cohort.patients, HELD_OUT_FOLDS, seed=seed)
+    return HeldOut(learner(everyone[folds > 0]), learner(everyone[folds == 0]), seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -375,12 +407,12 @@ class CpicModel:
         return self.readout.see(scan)
 
 
-def _training(steps: int, scans: int, batch: int, rate: float, weight_decay: float) -> TrainingConfig:
+def _training(
+    steps: int, scans: int, batch: int, rate: float, weight_decay: float, patience: int | None = None
+) -> TrainingConfig:
     """So many steps, in whole epochs."""
-    per_epoch = max(1, scans // batch)
-    return TrainingConfig(
-        epochs=max(1, round(steps / per_epoch)), batch=batch, rate=rate, weight_decay=weight_decay
-    )
+    epochs = max(1, round(steps / max(1, scans // batch)))
+    return TrainingConfig(epochs=epochs, batch=batch, rate=rate, weight_decay=weight_decay, patience=patience)
 
 
 def _projected_head(
