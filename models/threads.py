@@ -15,7 +15,7 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """A context, or a decorator, in which torch has one thread; results do not depend on a machine's cores."""
+    """A context, or a decorator, in which torch has one thread: as many cores as there are, the same bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
