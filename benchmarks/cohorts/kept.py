@@ -12,7 +12,9 @@ from models.types import Array, Int64, Size
 
 
 class KeptScan:
-    """A prepared scan, read once; the same voxels, and the same background beyond its border."""
+    """A prepared scan, read once; the same voxels (but for rounding, within the same range), and the same
+    background beyond its border.
+    """
 
     def __init__(self, scan: PreparedScan) -> None:
         self.shape, self.channels = scan.shape, scan.channels
@@ -24,4 +26,4 @@ class KeptScan:
         sides = (size,) * 3 if isinstance(size, int) else size
         boxes = np.stack([boxes_of(channel, origins, sides) for channel in self._above], axis=1)
         boxes += self.background
-        return boxes
+        return boxes.clip(*self.value_range, out=boxes)

@@ -43,7 +43,7 @@ from models.regressors.encoders import (
     linear_outputs,
 )
 from models.regressors.guides import Guided
-from models.regressors.linear_model import head_of_task, refuse_other
+from models.regressors.linear_model import head_of_task, refuse_other, with_distance
 from models.regressors.neural import Answers, Scaling, load_weights, refuse_covariates, weights_of
 from models.regressors.readouts import (
     FibreReadout,
@@ -332,17 +332,7 @@ class CpicModel:
         features, where = seen.features(), self.readout.blocks[self.block]
         gradient = np.zeros_like(features)
         gradient[where] = self.head.gradient(features[where], covariates)
-        distance = self.readout.distance(seen)
-        if distance is None:
-            own = self.head.distances(features[None, where])
-            distance = float(own[0]), float(self.head.percentiles(own)[0])
-        return Look(
-            distance=distance[0],
-            distance_percentile=distance[1],
-            certificate=self.readout.certificate(seen),
-            voxels=len(seen.voxels),
-            saliency=seen.saliency(gradient),
-        )
+        return with_distance(self.readout.told(seen, gradient), self.head, features[where])
 
     def tensors(self) -> dict[str, Array]:
         """See `Model`."""

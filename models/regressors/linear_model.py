@@ -87,12 +87,13 @@ class LinearModel(Generic[Features]):
 
     def look(self, scan: CubeSource, covariates: Float64[Array, " t"]) -> Look:
         """See `Model`; the distance is the head's, where the features have none of their own."""
-        look = self.features.look(scan, lambda features: self.head.gradient(features, covariates))
-        if look.distance is not None:
-            return look
-        distances = self.head.distances(self.features(scan)[None])
-        percentile = float(self.head.percentiles(distances)[0])
-        return replace(look, distance=float(distances[0]), distance_percentile=percentile)
+        seen: list[Float64[Array, " p"]] = []
+
+        def gradient(features: Float64[Array, " p"]) -> Float64[Array, " p"]:
+            seen.append(features)
+            return self.head.gradient(features, covariates)
+
+        return with_distance(self.features.look(scan, gradient), self.head, seen[0])
 
     def tensors(self) -> dict[str, Array]:
         """See `Model`."""
@@ -123,6 +124,16 @@ class LinearModel(Generic[Features]):
         refuse_other(tensors, manifest, SCHEMA)
         head = head_of_task(part("head", tensors), manifest["head"], task)
         return cls(make_features(part("features", tensors), manifest["features"]), head)
+
+
+def with_distance(look: Look, head: LinearHead, features: Float64[Array, " p"]) -> Look:
+    """The look, with the distance of a head's features (p,) where it has none of its own."""
+    if look.distance is not None:
+        return look
+    distances = head.distances(features[None])
+    return replace(
+        look, distance=float(distances[0]), distance_percentile=float(head.percentiles(distances)[0])
+    )
 
 
 def refuse_other(tensors: Mapping[str, Array], manifest: Mapping[str, Any], schema: int) -> None:

@@ -4,16 +4,18 @@ Two ways, with one face. `FibreReadout` is C-PIC's: fibres, their train, its pri
 anchors of the training) and its pooled moments. `VoxelReadout` is the plain one: pooled moments, estimated
 from random voxels. A head takes one block, whichever inner cross-validation prefers.
 
-How far a scan is from those of the training is told by what of its train the principal axes do not span, the
-root mean square d(x) = sqrt(outside(x) / N) over the N values of a scan; for a scan of the training, all
-scans of its patient are left out (`left_out`).
+How far a scan is from those of the training is told by what of its train the principal axes do not span
+(`models.regressors.distances`).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate, pairwise
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,21 +24,23 @@ from torch import Tensor
 
 from models.cpic.certificate import certify
 from models.cpic.embed import features_at
-from models.cpic.encoder import Encoder
+from models.cpic.encoder import LARGEST, Encoder
+from models.cpic.encoding import Scan
 from models.cpic.fibres import FibreConfig, Fibres
 from models.cpic.field import EncodedVoxels
 from models.cpic.guided_voxels import drawn_by
 from models.cpic.moments import Pooling, pooled_moments
 from models.cpic.projection import Basis
 from models.cpic.random_voxels import RandomVoxels
-from models.errors import InvalidConfig
+from models.errors import InvalidConfig, InvalidShape
 from models.learning.saved import part, under
-from models.regressors.base import Saliency
+from models.regressors.base import Look, Saliency
+from models.regressors.distances import left_out
 from models.regressors.guides import guide_of
 from models.regressors.settings import recipe_of, settings_of
-from models.regressors.trains import left_out
 from models.threads import one_thread
 from models.tt.gram import gram
+from models.tt.qtt import Layout
 from models.tt.train import TensorTrain, stacked
 from models.types import Array, CubeSource, Int64, Report
 
@@ -51,18 +55,25 @@ EncoderOf = Callable[[CubeSource], Encoder]
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """One scan as a readout sees it: `vector` makes features (p,) of the values (m, f) of `voxels` (m,)."""
+    """One scan as a readout sees it: `vector` makes features (p,) of the values (m, f) of `voxels` (m,).
+
+    `fibres` are those that the voxels make up, where they do.
+    """
 
     volume: EncodedVoxels
     voxels: Int64
     vector: Callable[[Tensor], Float64[Tensor, " p"]]
-    train: TensorTrain | None = None
     fibres: Fibres | None = None
 
     @property
     def values(self) -> Float64[Tensor, "m f"]:
         """The features of the voxels."""
         return self.volume.features(self.voxels)
+
+    @cached_property
+    def train(self) -> TensorTrain | None:
+        """What the fibres make, if there are any."""
+        return None if self.fibres is None else self.fibres.train(self.values)
 
     @one_thread()
     def features(self) -> Float64[Array, " p"]:
@@ -79,27 +90,55 @@ class Seen:
         return Saliency(np.stack(np.unravel_index(self.voxels, self.volume.scan.shape), axis=1), weights)
 
 
-class Readout(Protocol):
-    """A way to read scans; what it learnt of the training is in it."""
+class Readout(ABC):
+    """A way to read scans; what it learnt of the training is in it. A `ScanFeatures` of all its blocks."""
 
     @property
+    @abstractmethod
     def blocks(self) -> dict[str, slice]:
         """Where each block of features stands."""
 
+    @abstractmethod
     def see(self, scan: CubeSource) -> Seen:
         """One scan; the same for the same scan, whatever is seen beside it."""
 
+    @abstractmethod
     def distance(self, seen: Seen) -> tuple[float, float] | None:
         """How far the scan is from those of the training, and its percentile among them, if that is known."""
 
+    @abstractmethod
     def certificate(self, seen: Seen) -> dict[str, Any] | None:
         """Of the approximation that was used, if there is one."""
 
+    @abstractmethod
     def tensors(self) -> dict[str, Array]:
         """Everything that is an array, by name."""
 
+    @abstractmethod
     def manifest(self) -> dict[str, Any]:
         """Everything else, as JSON."""
+
+    def __call__(self, scan: CubeSource) -> Float64[Array, " p"]:
+        """The features of a scan."""
+        return self.see(scan).features()
+
+    def look(
+        self, scan: CubeSource, gradient: Callable[[Float64[Array, " p"]], Float64[Array, " p"]]
+    ) -> Look:
+        """What stands behind an answer that changes with the features as `gradient` says."""
+        seen = self.see(scan)
+        return self.told(seen, gradient(seen.features()))
+
+    def told(self, seen: Seen, gradient: Float64[Array, " p"]) -> Look:
+        """The same, of what was seen."""
+        distance, percentile = self.distance(seen) or (None, None)
+        return Look(
+            distance=distance,
+            distance_percentile=percentile,
+            certificate=self.certificate(seen),
+            voxels=len(seen.voxels),
+            saliency=seen.saliency(gradient),
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +146,7 @@ class FibreReadoutConfig:
     """How scans are read by fibres. Raises InvalidConfig, naming the setting.
 
     `counts` are the numbers of principal features that are offered, `poolings` the functions per axis of the
-    moments; either may be empty. At most `anchors` scans make the basis, drawn where there are more.
+    moments; either may be empty. At most `anchors` scans make the basis: drawn, where there are more.
     """
 
     fibres: FibreConfig = field(default_factory=FibreConfig)
@@ -121,12 +160,12 @@ class FibreReadoutConfig:
         for setting in ("counts", "poolings"):
             if min(getattr(self, setting), default=1) < 1:
                 raise InvalidConfig(setting, getattr(self, setting), "of at least 1 each")
-        if self.anchors < 1:
-            raise InvalidConfig("anchors", self.anchors, "at least 1")
+        if self.anchors < 2:
+            raise InvalidConfig("anchors", self.anchors, "at least 2")
 
 
 @dataclass(frozen=True, eq=False)
-class FibreReadout:
+class FibreReadout(Readout):
     """See the module's text. Make one with `FibreReadout.of`; `distances` are those of the anchors,
     ascending.
     """
@@ -154,43 +193,41 @@ class FibreReadout:
     ) -> tuple[Self, Float64[Array, "s p"]]:
         """The readout that these scans span, and their features. Each scan is looked at once.
 
-        `report` is called with the phase "trains".
+        `report` is called with the phase "trains". Raises InvalidShape for a lone scan.
         """
-        looks = []
-        for done, scan in enumerate(scans):
-            report("trains", done, len(scans))
-            looks.append(_sampled(scan, encoder_of, config.fibres, seed, device))
-        drawn = np.random.default_rng([seed, len(scans)]).permutation(len(scans))[: config.anchors]
-        chosen = np.sort(drawn).tolist()
+        if config.counts and len(scans) < 2:
+            raise InvalidShape(f"{len(scans)} scan has no principal axes: train on two or more")
         width = encoder_of(scans[0]).features
         own = cls(config, encoder_of, width, seed, None, np.empty(0), device)
+        made = []
+        for done, scan in enumerate(scans):
+            report("trains", done, len(scans))
+            volume, fibres = own._sampled(scan)
+            made.append((fibres.train(volume.features(fibres.voxels)), fibres.layout))
         if config.counts:
-            basis = Basis.of(stacked([looks[number][2] for number in chosen]), max(config.counts))
+            drawn = np.random.default_rng([seed, len(scans)]).permutation(len(scans))[: config.anchors]
+            chosen = np.sort(drawn).tolist()
+            basis = Basis.of(stacked([made[number][0] for number in chosen]), max(config.counts))
             distances = np.empty(0)
             if len(chosen) >= LEAST_DISTANCE_SCANS:
                 G = gram(basis.anchors, basis.anchors).cpu().numpy()
                 outside = left_out(G, [patients[number] for number in chosen], max(config.counts))
-                distances = np.sort(np.sqrt(outside / _values(scans[0], width)))
-            own = cls(config, encoder_of, width, seed, basis, distances, device)
-        features = [own._vector(fibres, train).cpu().numpy() for _, fibres, train in looks]
-        return own, np.stack(features)
+                distances = np.sort(np.sqrt(outside / own._values(scans[0])))
+            own = replace(own, basis=basis, distances=distances)
+        return own, np.stack([own._vector(train, layout).cpu().numpy() for train, layout in made])
 
     @property
     def blocks(self) -> dict[str, slice]:
         """Principal features first; smaller counts are the first of them."""
-        offered = {f"principal {count}": slice(0, count) for count in self.config.counts}
+        principal = {f"principal {count}": slice(0, count) for count in self.config.counts}
         start = max(self.config.counts, default=0)
-        for count in self.config.poolings:
-            width = Pooling("hat", count).moments * self.features
-            offered[f"moments {count}"] = slice(start, start + width)
-            start += width
-        return offered
+        return principal | _moments(self.config.poolings, self.features, start)
 
     def see(self, scan: CubeSource) -> Seen:
         """See `Readout`."""
-        volume, fibres, train = _sampled(scan, self.encoder_of, self.config.fibres, self.seed, self.device)
+        volume, fibres = self._sampled(scan)
         return Seen(
-            volume, fibres.voxels, lambda values: self._vector(fibres, fibres.train(values)), train, fibres
+            volume, fibres.voxels, lambda values: self._vector(fibres.train(values), fibres.layout), fibres
         )
 
     @one_thread()
@@ -198,23 +235,24 @@ class FibreReadout:
         """See `Readout`."""
         if self.basis is None or not len(self.distances) or seen.train is None:
             return None
-        values = self.features * int(np.prod(seen.volume.scan.shape, dtype=np.int64))
-        distance = float((self.basis.outside(stacked([seen.train]))[0] / values).sqrt())
+        outside = self.basis.outside(stacked([seen.train]))[0]
+        distance = float((outside / self._values(seen.volume.scan)).sqrt())
         sides = [np.searchsorted(self.distances, distance, side=side) for side in ("left", "right")]
         return distance, float(50 * sum(sides) / len(self.distances))
 
     @one_thread()
     def certificate(self, seen: Seen) -> dict[str, Any] | None:
         """At voxels drawn for it alone; None for features without a known range."""
-        value_range = seen.volume.scan.encoder.value_range
-        if seen.fibres is None or seen.train is None or value_range[1] - value_range[0] > 1e6:
+        low, high = seen.volume.scan.encoder.value_range
+        if max(-low, high) >= LARGEST or seen.fibres is None or seen.train is None:
             return None
         held_seed = int(np.random.SeedSequence(self.seed).generate_state(3)[2])
         layout = seen.fibres.layout
         drawn = np.random.default_rng(held_seed).integers(layout.voxels, size=HELD_OUT)
         zyx = np.stack(np.unravel_index(drawn, layout.shape[:3]), axis=-1)
         truth = seen.volume.features(drawn).cpu().numpy()
-        return certify(features_at(seen.train, layout, zyx), truth, zyx, value_range, CONFIDENCE).to_json()
+        approximation = features_at(seen.train, layout, zyx)
+        return certify(approximation, truth, zyx, (low, high), CONFIDENCE).to_json()
 
     def tensors(self) -> dict[str, Array]:
         """See `Readout`."""
@@ -252,10 +290,19 @@ class FibreReadout:
             device,
         )
 
-    def _vector(self, fibres: Fibres, train: TensorTrain) -> Float64[Tensor, " p"]:
+    @one_thread()
+    def _sampled(self, scan: CubeSource) -> tuple[EncodedVoxels, Fibres]:
+        volume = EncodedVoxels(scan, self.encoder_of(scan), self.device)
+        return volume, Fibres.choose(volume, self.config.fibres, self.seed)
+
+    def _values(self, scan: CubeSource | Scan) -> int:
+        """Values of an encoded scan."""
+        return self.features * int(np.prod(scan.shape, dtype=np.int64))
+
+    def _vector(self, train: TensorTrain, layout: Layout) -> Float64[Tensor, " p"]:
         blocks = [] if self.basis is None else [self.basis.features(stacked([train]))[0]]
         for count in self.config.poolings:
-            blocks.append(pooled_moments(train, fibres.layout, Pooling("hat", count)).flatten())
+            blocks.append(pooled_moments(train, layout, Pooling("hat", count)).flatten())
         return torch.cat(blocks)
 
 
@@ -280,7 +327,7 @@ class VoxelReadoutConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class VoxelReadout:
+class VoxelReadout(Readout):
     """Moments from random voxels: the same voxels in every scan of a shape."""
 
     config: VoxelReadoutConfig
@@ -292,12 +339,7 @@ class VoxelReadout:
     @property
     def blocks(self) -> dict[str, slice]:
         """Moments by pooling."""
-        offered, start = {}, 0
-        for count in self.config.poolings:
-            width = Pooling("hat", count).moments * self.features
-            offered[f"moments {count}"] = slice(start, start + width)
-            start += width
-        return offered
+        return _moments(self.config.poolings, self.features, 0)
 
     def see(self, scan: CubeSource) -> Seen:
         """See `Readout`."""
@@ -339,15 +381,8 @@ class VoxelReadout:
         )
 
 
-@one_thread()
-def _sampled(
-    scan: CubeSource, encoder_of: EncoderOf, config: FibreConfig, seed: int, device: torch.device
-) -> tuple[EncodedVoxels, Fibres, TensorTrain]:
-    """A scan's train."""
-    volume = EncodedVoxels(scan, encoder_of(scan), device)
-    fibres = Fibres.choose(volume, config, seed)
-    return volume, fibres, fibres.train(volume.features(fibres.voxels))
-
-
-def _values(scan: CubeSource, features: int) -> int:
-    return features * int(np.prod(scan.shape, dtype=np.int64))
+def _moments(poolings: Sequence[int], features: int, start: int) -> dict[str, slice]:
+    """Where the moments of each pooling stand, side by side from `start`."""
+    widths = [Pooling("hat", count).moments * features for count in poolings]
+    edges = accumulate(widths, initial=start)
+    return {f"moments {count}": slice(*ends) for count, ends in zip(poolings, pairwise(edges), strict=True)}

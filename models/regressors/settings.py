@@ -12,7 +12,7 @@ Recipe = TypeVar("Recipe")
 
 
 def recipe_of(kind: type[Recipe], settings: Mapping[str, Any]) -> Recipe:
-    """The dataclass with these settings, some of its fields; a nested one takes a mapping.
+    """The dataclass with these settings, some of its fields; a nested one takes a mapping, of some of its.
 
     Raises InvalidConfig, naming the setting, for one that there is not, or of another type than its default.
     Defaults that are lists have a member.
@@ -51,7 +51,7 @@ def _typed(name: str, value: Any, default: Any) -> Any:
     None, there may be a number.
     """
     if is_dataclass(default) and isinstance(value, Mapping):
-        return recipe_of(type(default), value)
+        return recipe_of(type(default), merged(settings_of(default), value))
     if isinstance(default, tuple) and isinstance(value, list | tuple):
         return tuple(_typed(name, each, default[0]) for each in value)
     if default is None:

@@ -27,8 +27,9 @@ from models.regressors.neural import (
     refuse_covariates,
     weights_of,
 )
+from models.regressors.readouts import FibreReadout
 from models.regressors.settings import recipe_of
-from models.regressors.trains import TrainConfig, TrainFeatures
+from models.regressors.trains import TrainConfig, saved_trains
 from models.training import TrainingConfig, Watch, train
 from models.types import Array, CubeSource
 
@@ -53,9 +54,7 @@ class TtMlp:
     def fit(self, cohort: Cohort, task: Task, *, seed: int, device: torch.device, watch: Watch) -> TtMlpModel:
         """See `Regressor`."""
         inputs = cohort.inputs
-        trains, features = TrainFeatures.of(
-            inputs.scans, cohort.patients, self.trains, seed=seed, report=watch.report
-        )
+        readout, features = self.trains.read(cohort, seed=seed, report=watch.report)
         scaling, covariates = Scaling.of(features), Scaling.of(inputs.covariates)
         answers = Answers.of(task, cohort.targets)
         network = self._network(features.shape[1], len(covariates.centre), task, seed, device)
@@ -69,7 +68,7 @@ class TtMlp:
             device,
         )
         train(learner, self.training, seed=seed, watch=watch)
-        return TtMlpModel(network, trains, scaling, answers, covariates, device)
+        return TtMlpModel(network, readout, scaling, answers, covariates, device)
 
     def load(
         self, tensors: Mapping[str, Array], manifest: Mapping[str, Any], task: Task, device: torch.device
@@ -82,9 +81,9 @@ class TtMlp:
         )
         network = self._network(len(scaling.centre), len(covariates.centre), task, 0, device)
         load_weights(network, part("network", tensors))
-        trains = TrainFeatures.from_saved(part("trains", tensors), manifest["trains"])
+        readout = saved_trains(part("trains", tensors), manifest["trains"])
         answers = Answers(task, **manifest["answers"])
-        return TtMlpModel(network, trains, scaling, answers, covariates, device)
+        return TtMlpModel(network, readout, scaling, answers, covariates, device)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
@@ -124,13 +123,13 @@ class TtMlpModel:
     def __init__(
         self,
         network: Perceptron,
-        trains: TrainFeatures,
+        readout: FibreReadout,
         scaling: Scaling,
         answers: Answers,
         covariates: Scaling,
         device: torch.device,
     ) -> None:
-        self._network, self._trains, self._scaling = network.eval(), trains, scaling
+        self._network, self._readout, self._scaling = network.eval(), readout, scaling
         self._answers, self._covariates, self._device = answers, covariates, device
 
     def predict(self, inputs: Inputs) -> Float64[Array, "n outputs"]:
@@ -141,7 +140,7 @@ class TtMlpModel:
             self._answers,
             inputs,
             self._covariates(inputs.covariates),
-            lambda scans: self._seen(self._trains(inputs.scans[int(scans[0])])),
+            lambda scans: self._seen(self._readout(inputs.scans[int(scans[0])])),
             self._device,
         )
 
@@ -157,14 +156,14 @@ class TtMlpModel:
             scales = np.where(varies, self._scaling.deviation, np.inf)
             return np.asarray(slopes[0].double().cpu().numpy() * self._answers.deviation / scales)
 
-        return self._trains.look(scan, gradient)
+        return self._readout.look(scan, gradient)
 
     def tensors(self) -> dict[str, Array]:
         """See `Model`."""
         scalings = {"features": self._scaling, "covariates": self._covariates}
         return {
             **under("network", weights_of(self._network)),
-            **under("trains", self._trains.tensors()),
+            **under("trains", self._readout.tensors()),
             **{f"{name}.centre": scaling.centre for name, scaling in scalings.items()},
             **{f"{name}.deviation": scaling.deviation for name, scaling in scalings.items()},
         }
@@ -173,7 +172,7 @@ class TtMlpModel:
         """See `Model`."""
         return {
             "schema": SCHEMA,
-            "trains": self._trains.manifest(),
+            "trains": self._readout.manifest(),
             "answers": self._answers.to_json(),
             "parameters": sum(weights.numel() for weights in self._network.parameters()),
             "digest": digest(self.tensors()),

@@ -11,8 +11,9 @@ import torch
 from models.learning.cohort import Cohort
 from models.learning.task import Task
 from models.regressors.linear_model import LinearModel
+from models.regressors.readouts import FibreReadout
 from models.regressors.settings import recipe_of
-from models.regressors.trains import TrainConfig, TrainFeatures
+from models.regressors.trains import TrainConfig, saved_trains
 from models.training import Watch
 from models.types import Array
 
@@ -27,18 +28,16 @@ class TtRidge:
 
     def fit(
         self, cohort: Cohort, task: Task, *, seed: int, device: torch.device, watch: Watch
-    ) -> LinearModel[TrainFeatures]:
+    ) -> LinearModel[FibreReadout]:
         """See `Regressor`. Each scan's train is made once."""
-        features, known = TrainFeatures.of(
-            cohort.inputs.scans, cohort.patients, self.trains, seed=seed, report=watch.report
-        )
-        return LinearModel.fit(features, cohort, task, seed=seed, watch=watch, known=known)
+        readout, known = self.trains.read(cohort, seed=seed, report=watch.report)
+        return LinearModel.fit(readout, cohort, task, seed=seed, watch=watch, known=known)
 
     def load(
         self, tensors: Mapping[str, Array], manifest: Mapping[str, Any], task: Task, device: torch.device
-    ) -> LinearModel[TrainFeatures]:
+    ) -> LinearModel[FibreReadout]:
         """See `Regressor`."""
-        return LinearModel.from_saved(TrainFeatures.from_saved, tensors, manifest, task)
+        return LinearModel.from_saved(saved_trains, tensors, manifest, task)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:

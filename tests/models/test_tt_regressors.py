@@ -17,7 +17,9 @@ from models.cpic.projection import Basis
 from models.errors import InvalidConfig, InvalidShape
 from models.learning.cohort import Cohort, Inputs
 from models.learning.task import Task
-from models.regressors.trains import TrainConfig, TrainFeatures, left_out
+from models.regressors.distances import left_out
+from models.regressors.readouts import HELD_OUT
+from models.regressors.trains import TrainConfig
 from models.regressors.tt_mlp import TtMlp
 from models.regressors.tt_ridge import TtRidge
 from models.training import TrainingConfig, Watch, ignore
@@ -59,7 +61,7 @@ def test_distances_of_anchors_are_those_from_all_other_patients() -> None:
 
 def test_features_are_the_projections_of_trains_and_the_same_in_training_and_after() -> None:
     cohort = smooth_cohort(12)
-    features, known = TrainFeatures.of(cohort.inputs.scans, cohort.patients, SMALL, seed=3, report=ignore)
+    features, known = SMALL.read(cohort, seed=3, report=ignore)
     again = np.stack([features(scan) for scan in cohort.inputs.scans])
     assert known.shape == (12, 8)
     assert np.abs(again - known).max() < 1e-9 * np.abs(known).max()
@@ -124,9 +126,10 @@ def test_a_certificate_tells_how_far_the_train_is_from_the_scan() -> None:
     model = fitted(RIDGE, smooth_cohort(6))
     scan = Ranged(smooth_scans(1, 9)[0][0])
     certificate = model.look(scan, np.zeros(0)).certificate
-    assert certificate["held_out"] == 1000
+    assert certificate["held_out"] == HELD_OUT
+    assert isinstance(certificate["overall"]["upper_bound"], float)
     assert json.loads(json.dumps(certificate)) is not None
-    train = model.features.sampled(scan).train.full().numpy()
+    train = model.features.see(scan).train.full().numpy()
     error = np.sqrt(np.square(train - scan.volume[0]).mean()) / scan.volume[0].std()
     assert certificate["overall"]["centred_error"] == pytest.approx(error, rel=0.2)
 
@@ -137,7 +140,7 @@ def test_saliency_is_gradient_times_value(recipe: Any) -> None:
     cohort = smooth_cohort(20, covariates=True)
     model = fitted(recipe, cohort)
     scan, covariates = cohort.inputs.scans[3], cohort.inputs.covariates[3]
-    trains = model.features if recipe is RIDGE else model._trains
+    trains = model.features if recipe is RIDGE else model._readout
     features = trains(scan)
     basis = trains.basis
     at_zero = -(basis.mean_products @ basis.coefficients).numpy()
@@ -218,8 +221,7 @@ def test_the_perceptron_is_the_paper_s() -> None:
 
 def test_anchors_are_drawn_where_there_are_too_many() -> None:
     cohort = smooth_cohort(12)
-    config = replace(SMALL, anchors=5)
-    features, known = TrainFeatures.of(cohort.inputs.scans, cohort.patients, config, seed=0, report=ignore)
+    features, known = replace(SMALL, anchors=5).read(cohort, seed=0, report=ignore)
     assert features.basis.anchors.batch == (5,)
     assert features.distances.shape == (5,)
     assert known.shape == (12, 8)
@@ -229,6 +231,9 @@ def test_anchors_are_drawn_where_there_are_too_many() -> None:
 def test_a_lone_scan_and_wrong_settings_are_refused() -> None:
     with pytest.raises(InvalidShape, match="1 scan has no principal axes"):
         fitted(MLP, smooth_cohort(1))
+    few = TtMlp.from_settings({"trains": {"anchors": 5, "fibres": {"rank": 3}}, "training": {"epochs": 2}})
+    assert few.trains == TrainConfig(count=10, anchors=5, fibres=FibreConfig(layout="tt", rank=3))
+    assert few.training == replace(TtMlp().training, epochs=2)
     nested = {"trains": {"count": 5, "fibres": {"layout": "qtt", "rank": 3}}}
     assert TtRidge.from_settings(nested).trains.fibres == FibreConfig(layout="qtt", rank=3)
     for recipe, settings, named in (
