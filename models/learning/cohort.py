@@ -90,7 +90,8 @@ class Inputs:
 class Cohort:
     """Inputs with answers. `patients[s]` is who scan s is of, `targets` (n,) are finite, one per row.
 
-    For a task of classes, targets are the classes' numbers. Raises InvalidShape, naming the row.
+    For a task of classes, targets are the classes' numbers. There is a row at least. Raises InvalidShape,
+    naming the row.
     """
 
     inputs: Inputs
@@ -98,6 +99,8 @@ class Cohort:
     targets: Float64[Array, " n"]
 
     def __post_init__(self) -> None:
+        if not len(self.inputs):
+            raise InvalidShape("a cohort without rows has no answers: no row is about one of its scans")
         if len(self.patients) != len(self.inputs.scans):
             raise InvalidShape(f"{len(self.patients)} patients for {len(self.inputs.scans)} scans")
         if self.targets.shape != (len(self.inputs),):

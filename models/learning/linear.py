@@ -150,10 +150,11 @@ class LinearHead:
         """How the answer to one row changes with its features, in the features' units.
 
         The mean's weights; the median's, which are the same; of classes the log-odds of the most probable.
+        Raises as `predict`.
         """
+        scores = self._scores(features[None], None if free is None else free[None])[0]
         if self.task.kind != "classes":
             return self.weights[:, 0].copy()
-        scores = self._scores(features[None], None if free is None else free[None])[0]
         best = int(scores.argmax())
         others = np.delete(np.arange(len(scores)), best)
         shares = np.exp(logistic.log_softmax(scores[None, others]))[0]
@@ -199,7 +200,7 @@ class LinearHead:
         choice = self.choice
         return {
             "schema": SCHEMA,
-            "task": {"kind": self.task.kind, "classes": list(self.task.classes)},
+            "task": self.task.to_json(),
             "features": len(self.weights),
             "covariates": len(self.free_centre),
             "rows": self.rows,

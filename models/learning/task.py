@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from models.errors import InvalidConfig
 
@@ -30,6 +31,10 @@ class Task:
             raise InvalidConfig("task.kind", self.kind, f"one of {', '.join(KINDS)}")
         if (self.kind == "classes") != (len(self.classes) > 0) or len(self.classes) == 1:
             raise InvalidConfig("task.classes", self.classes, "two or more, for the kind classes alone")
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return {"kind": self.kind, "classes": list(self.classes)}
 
     @property
     def outputs(self) -> int:

@@ -15,7 +15,7 @@ from models.learning.cohort import Cohort, Inputs
 from models.learning.saved import digest
 from models.learning.task import LEVELS, Task
 from models.regressors.base import Look
-from models.regressors.linear_model import refuse_other
+from models.regressors.linear_model import refuse_other, refuse_task
 from models.regressors.settings import recipe_of
 from models.training import Watch
 from models.types import Array, CubeSource
@@ -34,19 +34,18 @@ class Constant:
     def fit(
         self, cohort: Cohort, task: Task, *, seed: int, device: torch.device, watch: Watch
     ) -> ConstantModel:
-        """See `Regressor`. Raises InvalidShape for a cohort without rows."""
-        if not len(cohort):
-            raise InvalidShape("a cohort without rows has no mean")
-        return ConstantModel(_answer(cohort.targets, task))
+        """See `Regressor`."""
+        return ConstantModel(task, _answer(cohort.targets, task))
 
     def load(
         self, tensors: Mapping[str, Array], manifest: Mapping[str, Any], task: Task, device: torch.device
     ) -> ConstantModel:
         """See `Regressor`."""
         refuse_other(tensors, manifest, SCHEMA)
+        refuse_task(manifest, task)
         if (answer := tensors["answer"]).shape != (task.outputs,):
             raise InvalidShape(f"an answer {answer.shape} for a task of {task.outputs} outputs")
-        return ConstantModel(answer)
+        return ConstantModel(task, answer)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
@@ -56,8 +55,9 @@ class Constant:
 
 @dataclass(frozen=True, eq=False)
 class ConstantModel:
-    """An answer (outputs,)."""
+    """An answer (outputs,) to a task."""
 
+    task: Task
     answer: Float64[Array, " outputs"]
 
     def predict(self, inputs: Inputs) -> Float64[Array, "n outputs"]:
@@ -74,7 +74,12 @@ class ConstantModel:
 
     def manifest(self) -> dict[str, Any]:
         """See `Model`."""
-        return {"schema": SCHEMA, "parameters": self.answer.size, "digest": digest(self.tensors())}
+        return {
+            "schema": SCHEMA,
+            "task": self.task.to_json(),
+            "parameters": self.answer.size,
+            "digest": digest(self.tensors()),
+        }
 
 
 def _answer(targets: Float64[Array, " n"], task: Task) -> Float64[Array, " outputs"]:

@@ -143,6 +143,12 @@ def refuse_other(tensors: Mapping[str, Array], manifest: Mapping[str, Any], sche
     refuse_mixed(tensors, manifest, "the model")
 
 
+def refuse_task(manifest: Mapping[str, Any], task: Task) -> None:
+    """Raise InvalidShape for a model of another task than `task`, by the manifest's."""
+    if (made := manifest.get("task")) != (wanted := task.to_json()):
+        raise InvalidShape(f"the model answers {made}, not {wanted}")
+
+
 def head_of_task(tensors: Mapping[str, Array], manifest: Mapping[str, Any], task: Task) -> LinearHead:
     """A saved head. Raises InvalidShape for that of another task."""
     head = LinearHead.from_saved(tensors, manifest)

@@ -17,7 +17,7 @@ from models.learning.saved import digest, part, under
 from models.learning.task import Task
 from models.regressors.base import Look
 from models.regressors.dense import whole
-from models.regressors.linear_model import refuse_other
+from models.regressors.linear_model import refuse_other, refuse_task
 from models.regressors.networks import DEPTHS, ResNet, least_places
 from models.regressors.neural import (
     Answers,
@@ -87,6 +87,7 @@ class ResNet3d:
     ) -> ResNet3dModel:
         """See `Regressor`."""
         refuse_other(tensors, manifest, SCHEMA)
+        refuse_task(manifest, task)
         covariates = Scaling(tensors["covariates.centre"], tensors["covariates.deviation"])
         network = self._network(manifest["channels"], task, len(covariates.centre), 0, device)
         load_weights(network, part("network", tensors))
@@ -124,17 +125,14 @@ class ResNet3dModel:
     def predict(self, inputs: Inputs) -> Float64[Array, "n outputs"]:
         """See `Model`. One whole scan is held at a time. Raises SourceFailed."""
         refuse_covariates(inputs, len(self._covariates.centre))
-        if (kind := (inputs.scans[0].shape, inputs.scans[0].channels)) != (self._shape, self._channels):
-            raise InvalidShape(
-                f"scans are {kind[0]} with {kind[1]} channels, the training's {self._shape} with "
-                f"{self._channels}: prepare them as those were"
-            )
+        self._refuse_other(inputs.scans[0])
         covariates = self._covariates(inputs.covariates)
         look = _from_source(inputs.scans, self._device)
         return predicted(self._network, self._answers, inputs, covariates, look, self._device)
 
     def look(self, scan: CubeSource, covariates: Float64[Array, " t"]) -> Look:
         """Every voxel is looked at; nothing is known of distance or saliency."""
+        self._refuse_other(scan)
         return Look(voxels=int(np.prod(scan.shape)))
 
     def tensors(self) -> dict[str, Array]:
@@ -151,10 +149,19 @@ class ResNet3dModel:
             "schema": SCHEMA,
             "shape": list(self._shape),
             "channels": self._channels,
+            "task": self._answers.task.to_json(),
             "answers": self._answers.to_json(),
             "parameters": sum(weights.numel() for weights in self._network.parameters()),
             "digest": digest(self.tensors()),
         }
+
+    def _refuse_other(self, scan: CubeSource) -> None:
+        """Raise InvalidShape for a scan that is not on the training's grid."""
+        if (scan.shape, scan.channels) != (self._shape, self._channels):
+            raise InvalidShape(
+                f"scans are {scan.shape} with {scan.channels} channels, the training's {self._shape} with "
+                f"{self._channels}: prepare them as those were"
+            )
 
 
 class _Kept:

@@ -16,7 +16,7 @@ from models.learning.cohort import Cohort, Inputs
 from models.learning.saved import digest, part, under
 from models.learning.task import Task
 from models.regressors.base import Look
-from models.regressors.linear_model import refuse_other
+from models.regressors.linear_model import refuse_other, refuse_task
 from models.regressors.neural import (
     Answers,
     RowLearner,
@@ -75,6 +75,7 @@ class TtMlp:
     ) -> TtMlpModel:
         """See `Regressor`."""
         refuse_other(tensors, manifest, SCHEMA)
+        refuse_task(manifest, task)
         scaling, covariates = (
             Scaling(tensors[f"{name}.centre"], tensors[f"{name}.deviation"])
             for name in ("features", "covariates")
@@ -173,6 +174,7 @@ class TtMlpModel:
         return {
             "schema": SCHEMA,
             "trains": self._readout.manifest(),
+            "task": self._answers.task.to_json(),
             "answers": self._answers.to_json(),
             "parameters": sum(weights.numel() for weights in self._network.parameters()),
             "digest": digest(self.tensors()),
