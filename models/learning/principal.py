@@ -30,6 +30,12 @@ SPANS = 1e-13
 """Relative to the largest singular value: what is less is rounding."""
 
 
+def deviations(features: Float64[Array, "n p"]) -> Float64[Array, " p"]:
+    """Standard deviations of columns; 0 where all that varies is rounding."""
+    deviation = features.std(axis=0)
+    return np.where(deviation > VARIES * np.abs(features).max(axis=0, initial=0), deviation, 0.0)
+
+
 @dataclass(frozen=True, eq=False)
 class Standard:
     """How features are standardised: (features - centre) * inverse_scale. Constant ones become 0."""
@@ -40,8 +46,8 @@ class Standard:
     @classmethod
     def of(cls, features: Float64[Array, "n p"]) -> Standard:
         """By these rows; their mean square norm is then 1, or 0 where nothing varies."""
-        centre, deviation = features.mean(axis=0), features.std(axis=0)
-        varies = deviation > VARIES * np.abs(features).max(axis=0, initial=0)
+        centre, deviation = features.mean(axis=0), deviations(features)
+        varies = deviation > 0
         scale = np.where(varies, deviation, 1.0) * np.sqrt(max(1, int(varies.sum())))
         return cls(centre, np.where(varies, 1 / scale, 0.0))
 

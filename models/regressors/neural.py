@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.errors import InvalidShape
 from models.learning.cohort import Cohort, Inputs
 from models.learning.losses import answers, losses
-from models.learning.principal import VARIES
+from models.learning.principal import deviations
 from models.learning.task import Task
 from models.training import Step
 from models.types import Array, Int64
@@ -36,14 +36,16 @@ class Scaling:
     @classmethod
     def of(cls, values: Float64[Array, "n t"]) -> Self:
         """By these rows; a deviation that is rounding error is none."""
-        deviation = values.std(axis=0)
-        varies = deviation > VARIES * np.abs(values).max(axis=0, initial=0)
-        return cls(values.mean(axis=0), np.where(varies, deviation, 0.0))
+        return cls(values.mean(axis=0), deviations(values))
 
     def __call__(self, values: Float64[Array, "m t"]) -> Float64[Array, "m t"]:
         """The rows, scaled."""
         varies = self.deviation > 0
         return np.where(varies, (values - self.centre) / np.where(varies, self.deviation, 1.0), 0.0)
+
+    def tensors(self) -> dict[str, Array]:
+        """As a model saves it."""
+        return {"centre": self.centre, "deviation": self.deviation}
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class ResNet3d:
         """See `Regressor`."""
         refuse_other(tensors, manifest, SCHEMA)
         refuse_task(manifest, task)
-        covariates = Scaling(tensors["covariates.centre"], tensors["covariates.deviation"])
+        covariates = Scaling(**part("covariates", tensors))
         network = self._network(manifest["channels"], task, len(covariates.centre), 0, device)
         load_weights(network, part("network", tensors))
         z, y, x = manifest["shape"]
@@ -139,8 +139,7 @@ class ResNet3dModel:
         """See `Model`."""
         return {
             **under("network", weights_of(self._network)),
-            "covariates.centre": self._covariates.centre,
-            "covariates.deviation": self._covariates.deviation,
+            **under("covariates", self._covariates.tensors()),
         }
 
     def manifest(self) -> dict[str, Any]:

@@ -76,10 +76,7 @@ class TtMlp:
         """See `Regressor`."""
         refuse_other(tensors, manifest, SCHEMA)
         refuse_task(manifest, task)
-        scaling, covariates = (
-            Scaling(tensors[f"{name}.centre"], tensors[f"{name}.deviation"])
-            for name in ("features", "covariates")
-        )
+        scaling, covariates = (Scaling(**part(name, tensors)) for name in ("features", "covariates"))
         network = self._network(len(scaling.centre), len(covariates.centre), task, 0, device)
         load_weights(network, part("network", tensors))
         readout = saved_trains(part("trains", tensors), manifest["trains"])
@@ -161,12 +158,11 @@ class TtMlpModel:
 
     def tensors(self) -> dict[str, Array]:
         """See `Model`."""
-        scalings = {"features": self._scaling, "covariates": self._covariates}
         return {
             **under("network", weights_of(self._network)),
             **under("trains", self._readout.tensors()),
-            **{f"{name}.centre": scaling.centre for name, scaling in scalings.items()},
-            **{f"{name}.deviation": scaling.deviation for name, scaling in scalings.items()},
+            **under("features", self._scaling.tensors()),
+            **under("covariates", self._covariates.tensors()),
         }
 
     def manifest(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from models.errors import InvalidConfig, InvalidShape
 from models.learning.cohort import Cohort, Inputs
 from models.learning.task import Task
 from models.regressors.distances import left_out
+from models.regressors.neural import Scaling
 from models.regressors.readouts import HELD_OUT
 from models.regressors.trains import TrainConfig
 from models.regressors.tt_mlp import TtMlp
@@ -208,6 +209,13 @@ def test_a_killed_training_of_the_perceptron_goes_on_to_the_same_bits() -> None:
     resumed = fitted(recipe, cohort, watch=Watch(checkpoints=kept)).tensors()
     for name, tensor in fitted(recipe, cohort).tensors().items():
         assert np.array_equal(resumed[name], tensor), name
+
+
+def test_a_covariate_that_varies_by_rounding_alone_is_constant() -> None:
+    tenths = np.full((7, 1), 0.1)
+    assert tenths.std() > 0
+    scaling = Scaling.of(np.hstack([tenths, np.arange(7.0)[:, None]]))
+    assert scaling(np.array([[0.1, 3.0], [5.0, 5.0]])) == pytest.approx(np.array([[0, 0], [0, 1.0]]))
 
 
 def test_the_perceptron_is_the_paper_s() -> None:
