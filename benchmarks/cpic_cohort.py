@@ -253,7 +253,7 @@ def _real(name: str, config: PreparationConfig, **labels: str) -> Any:
 
 SEEDS, FEW, ONE = (0, 1, 2), (0, 1), (0,)
 SIMPLE = tuple((Simple(name), ONE) for name in ("constant", "voxel_ridge", "tt_ridge"))
-FROZEN = Family(replace(Cpic(), steps=0), mark="frozen ")
+FROZEN = Family(Cpic(starts=1, steps=0), mark="frozen ")
 QUANTISED = Family(trains=("cpic",))
 GUIDED = Family(
     replace(Cpic(), steps=400, voxels=512, uniform=0.3),
@@ -288,6 +288,7 @@ VARIANTS = {
     "sigmoid ": Cpic(encoder=EncoderConfig(sigmoid=True)),
     "280 voxels ": Cpic(voxels=280),
     "66 steps ": Cpic(steps=66),
+    "one start ": Cpic(starts=1),
     "through trains ": Cpic(projected_steps=66),
     "low-rank term ": Cpic(projected_steps=66, projection=ProjectionConfig(low_rank=0.1)),
 }
@@ -310,7 +311,7 @@ CASES: dict[str, Case] = {
     "spread-32-baselines": Case(_made(spread, 32), ((Simple("resnet3d", RESNET), ONE), (PAPER, ONE))),
     "spread-32-variants": Case(
         _made(spread, 32),
-        tuple((Family(recipe, mark=mark, trains=("cpic",)), ONE) for mark, recipe in VARIANTS.items()),
+        tuple((Family(recipe, mark=mark, trains=("cpic",)), FEW) for mark, recipe in VARIANTS.items()),
     ),
     "spread-64": Case(_made(spread, 64), (*SIMPLE, (Family(), SEEDS))),
     "spread-128": Case(_made(spread, 128), (*SIMPLE[:2], (Family(), SEEDS))),

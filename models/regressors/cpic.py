@@ -1,6 +1,7 @@
 """C-PIC, by the recipe that learns; `random_voxels` is the same without cross-approximation.
 
-1. *Encoder*: by pooled moments of random voxels and a linear head (`PooledLearner`), for `steps` steps.
+1. *Encoder*: the best of a few random starts (`first_encoder`), then by pooled moments of random voxels and a
+   linear head (`PooledLearner`), for `steps` steps.
 2. *Through trains*, for `projected_steps` (none by default): by principal features of tensor trains
    (`ProjectedLearner`), with the paper's perceptron or a linear head.
 3. *Head*: the encoder is frozen, its features are calibrated, trains, anchors and statistics are made anew,
@@ -41,6 +42,7 @@ from models.regressors.encoders import (
     ProjectionConfig,
     calibrated,
     linear_outputs,
+    seeds_of,
 )
 from models.regressors.guides import Guided
 from models.regressors.linear_model import head_of_task, refuse_other, with_distance
@@ -58,13 +60,16 @@ from models.training import HeldOut, History, Learner, TrainingConfig, Watch, tr
 from models.types import Array, CubeSource, Int64
 
 SCHEMA = 1
+START_VOXELS, START_STRATA = 256, 4
+"""Of each scan, that starts are compared at."""
 HELD_OUT_FOLDS = 6
 """One of them is held out where there is patience."""
 
 
 @dataclass(frozen=True)
 class Cpic:
-    """See the module's text. `steps` = 0 leaves the encoder as it was drawn: the random frozen one.
+    """See the module's text. `steps` = 0 leaves the encoder as it was drawn: the random frozen one. Of
+    `starts` draws that one is taken whose features a linear head does best with.
 
     `voxels` are drawn per scan and step, with `uniform` < 1 where scans are rough
     (`models.regressors.guides`). `batch` scans make a step. With `patience`, one patient in six is held out
@@ -75,6 +80,7 @@ class Cpic:
     name: ClassVar[str] = "cpic"
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    starts: int = 4
     steps: int = 200
     batch: int = 6
     voxels: int = 128
@@ -93,7 +99,7 @@ class Cpic:
         for setting in ("steps", "projected_steps"):
             if getattr(self, setting) < 0:
                 raise InvalidConfig(setting, getattr(self, setting), "at least 0")
-        for setting, least in (("batch", 2), ("voxels", 1), ("pooling", 1)):
+        for setting, least in (("starts", 1), ("batch", 2), ("voxels", 1), ("pooling", 1)):
             if getattr(self, setting) < least:
                 raise InvalidConfig(setting, getattr(self, setting), f"at least {least}")
         for setting in ("rate", "projected_rate"):
@@ -110,6 +116,7 @@ class Cpic:
         fibres = FibreConfig(layout="qtt", sampling="scalar", rank=10, oversampling=1.0, sweeps=2)
         return cls(
             encoder=EncoderConfig(hidden=(5, 15, 25), features=16, sigmoid=True, intensity=False),
+            starts=1,
             steps=0,
             projected_steps=200,
             projection=ProjectionConfig(fibres=fibres),
@@ -160,6 +167,7 @@ class RandomVoxelsRegressor:
     name: ClassVar[str] = "random_voxels"
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    starts: int = 4
     steps: int = 200
     batch: int = 6
     voxels: int = 128
@@ -195,7 +203,17 @@ class RandomVoxelsRegressor:
 
     def training(self) -> Cpic:
         """How the encoder is trained."""
-        shared = ("encoder", "steps", "batch", "voxels", "uniform", "pooling", "rate", "weight_decay")
+        shared = (
+            "encoder",
+            "starts",
+            "steps",
+            "batch",
+            "voxels",
+            "uniform",
+            "pooling",
+            "rate",
+            "weight_decay",
+        )
         return Cpic(**{name: getattr(self, name) for name in shared})
 
     @classmethod
@@ -217,7 +235,7 @@ def train_encoder(
     recipe: Cpic, cohort: Cohort, task: Task, *, seed: int, device: torch.device, watch: Watch
 ) -> Trained:
     """Steps 1 and 2 of the recipe."""
-    encoder = recipe.encoder.network(cohort.inputs.scans[0].channels, seed, device)
+    encoder = first_encoder(recipe, cohort, task, seed=seed, device=device)
     answers, covariates = Answers.of(task, cohort.targets), Scaling.of(cohort.inputs.covariates)
     beside = covariates(cohort.inputs.covariates)
     scans = len(np.unique(cohort.inputs.scan_of))
@@ -243,6 +261,42 @@ def train_encoder(
         histories["projected"] = train(projected, config, seed=seed, watch=watch.part("projected"))
     encoder.eval().requires_grad_(False)
     return Trained(encoder, network, histories)
+
+
+def first_encoder(
+    recipe: Cpic, cohort: Cohort, task: Task, *, seed: int, device: torch.device
+) -> CpicEncoder:
+    """The best of `starts` random encoders, by the inner error of a linear head on their pooled moments.
+
+    Some starts see nothing of what is asked (narrow layers of rectified units may be dead to it), and no
+    descent finds it from there in the steps that there are.
+    """
+    channels = cohort.inputs.scans[0].channels
+    networks = [recipe.encoder.network(channels, own, device) for own in seeds_of(seed, recipe.starts)]
+    if len(networks) == 1:
+        return networks[0]
+    errors = [_start_error(network, recipe, cohort, task, seed, device) for network in networks]
+    return networks[int(np.argmin(errors))]
+
+
+def _start_error(
+    network: CpicEncoder, recipe: Cpic, cohort: Cohort, task: Task, seed: int, device: torch.device
+) -> float:
+    """How well a linear head does with what an encoder is before it has learned."""
+    encoder = LearnedCpic(network)
+    config = VoxelReadoutConfig(START_VOXELS, START_STRATA, recipe.uniform, (recipe.pooling,))
+    readout = VoxelReadout(config, lambda scan: encoder, encoder.features, seed, device)
+    features = np.stack([readout.see(scan).features() for scan in cohort.inputs.scans])
+    inputs = cohort.inputs
+    head = LinearHead.fit(
+        features[inputs.scan_of],
+        cohort.targets,
+        cohort.row_patients,
+        task,
+        free=inputs.covariates,
+        seed=seed,
+    )
+    return head.choice.error
 
 
 def _pooled_learner(
