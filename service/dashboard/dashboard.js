@@ -63,19 +63,49 @@ function valueInWords(name, value) {
   return Number.isInteger(value) ? whole(value) : number(value);
 }
 
-const DETAILS = /digest$|^packages$|^method$/;
+const DETAILS = /digest$|^packages$|^method$|^settings$|^notice$|^warnings$|^certificate$/;
+const isTable = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 
 /** The plain entries of a result as pairs of words, nested objects in a row; provenance stays in the JSON. */
 function resultInWords(result, prefix = "") {
   return Object.entries(result).flatMap(([name, value]) => {
     if (DETAILS.test(name)) return [];
     const label = `${prefix}${worded(name)}`;
-    if (Array.isArray(value)) {
-      return value.every((part) => typeof part !== "object") ? [[label, valueInWords(name, value)]] : [];
-    }
-    if (value !== null && typeof value === "object") return resultInWords(value, `${label}: `);
-    return [[label, valueInWords(name, value)]];
+    if (isTable(value)) return resultInWords(value, `${label}: `);
+    if (!Array.isArray(value)) return [[label, valueInWords(name, value)]];
+    if (!value.some(isTable)) return value.length ? [[label, valueInWords(name, value)]] : [];
+    return value.map((part) => [label, resultInWords(part).map((pair) => pair.join(" ")).join(", ")]);
   });
+}
+
+/** The answer of a result that has one, in a line: what a person wants to read first. */
+function headline(result) {
+  const unit = result.target_unit ? ` ${result.target_unit}` : "";
+  if (result.class_name) return `${result.target_name}: ${result.class_name}`;
+  if (typeof result.value === "number") {
+    const known = (result.intervals ?? []).filter((each) => each.low !== null && each.low !== undefined);
+    const widest = known.at(-1);
+    const between = widest ? ` (${number(widest.level * 100)} %: ${number(widest.low)} to ${number(widest.high)})` : "";
+    return `${result.target_name}: ${number(result.value)}${unit}${between}`;
+  }
+  const [first] = Object.entries(result.metrics ?? {});
+  if (!first) return null;
+  const [name, { value, low, high }] = first;
+  const bounds = low === null ? "" : ` (95 %: ${valueInWords("", low)} to ${valueInWords("", high)})`;
+  return `${result.regressor}: ${name} ${value === null ? "not known" : number(value)}${bounds}`;
+}
+
+/** What is to be seen of a result without a click: its answer, what to be careful about, and its notice. */
+function resultAtAGlance(result) {
+  const answer = headline(result);
+  const careful = (result.warnings ?? []).filter(isTable).map(({ text }) => make("p", { className: "warning" }, `⚠ ${text}`));
+  const notice = result.notice ? [make("p", { className: "notice" }, result.notice)] : [];
+  return [...(answer ? [make("p", { className: "answer" }, answer)] : []), ...careful, ...notice];
+}
+
+function pictures(job) {
+  const files = job.artifacts.filter((file) => file.media_type === "image/png");
+  return files.map((file) => make("img", { className: "artifact", src: file.href, alt: file.name, loading: "lazy" }));
 }
 
 // ---- planes of a scan, shown as a radiologist expects them
@@ -167,12 +197,13 @@ function scanCard(scan) {
   if (scan.state === "ready") {
     const [picture, browse, planes] = browser(scan);
     card.prepend(picture);
-    const runs = kinds.filter((kind) => kind.needs_volume).map((kind) => {
+    const runs = kinds.filter((kind) => kind.needs_volume && !needsMore(kind)).map((kind) => {
       const run = button(kind.title, () => submit(kind, scan, run));
       run.title = kind.description;
       return run;
     });
     body.append(browse, planes, scanFacts(scan), make("div", { className: "actions" }, ...runs));
+    if (kinds.some((kind) => kind.name === "predict")) body.append(question(scan));
     body.append(...scan.warnings.map((text) => make("p", { className: "warning" }, `⚠ ${text}`)));
   } else {
     const waiting = scan.state === "validating" ? "being read …" : "no picture";
@@ -183,12 +214,48 @@ function scanCard(scan) {
   return card;
 }
 
-async function submit(kind, scan, run) {
+/** Whether a kind wants parameters that have no defaults: a button alone cannot give them. */
+const needsMore = (kind) => (kind.parameters_schema.required ?? []).length > 0;
+
+/** A form that asks a model about a scan: which one, and the numbers that it wants beside. */
+function question(scan) {
+  const choice = make("select", { "aria-label": `model to ask about ${scan.name}` });
+  const numbers = make("div", { className: "actions" });
+  const run = button("Predict", () => {
+    const covariates = Object.fromEntries([...numbers.querySelectorAll("input")].map((input) => [input.name, input.valueAsNumber]));
+    submit({ name: "predict" }, scan, run, { model: choice.value, covariates });
+  });
+  const form = make("details", {}, make("summary", {}, "ask a model"));
+  let models = [];
+
+  function choose() {
+    const chosen = models.find((model) => model.id === choice.value);
+    const inputs = (chosen?.result.covariates ?? []).map((name) =>
+      make("label", { className: "soft" }, `${name} `, make("input", { type: "number", step: "any", name })));
+    numbers.replaceChildren(...inputs, run);
+  }
+
+  async function open() {
+    if (!form.open) return;
+    const answer = await fetch("/v1/jobs?kind=train&state=succeeded");
+    models = answer.ok ? (await answer.json()).jobs : [];
+    choice.replaceChildren(...models.map((model) =>
+      make("option", { value: model.id }, `${model.result.target_name} by ${model.result.regressor}, ${clock(model.ended_at)}`)));
+    form.replaceChildren(form.firstChild, ...(models.length ? [choice, numbers] : [soft("No model yet: tomotrain train cohort.csv makes one.")]));
+    choose();
+  }
+
+  choice.onchange = choose;
+  form.ontoggle = open;
+  return form;
+}
+
+async function submit(kind, scan, run, parameters = {}) {
   run.disabled = true;
   try {
     const answer = await fetch("/v1/jobs", {
       method: "POST", headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ kind: kind.name, volume_id: scan.id }),
+      body: JSON.stringify({ kind: kind.name, volume_id: scan.id, parameters }),
     });
     if (!answer.ok) complain(await answer.json());
     await jobs.refresh();
@@ -225,6 +292,7 @@ function jobRow(job) {
   row.append(...jobProgress(job));
   if (job.error) row.append(trouble(job.error));
   if (job.result) {
+    row.append(...resultAtAGlance(job.result), ...pictures(job));
     row.append(make("details", {}, make("summary", {}, "result"), facts(resultInWords(job.result))));
   }
   if (job.artifacts.length) {

@@ -47,9 +47,9 @@ RESULT: dict[str, Any] = {
 }
 
 
-def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, timeout: float = 90, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [*COMMAND, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
 
 
 def assert_one_line(answer: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -264,11 +264,15 @@ def test_the_example_ships_with_an_installed_package() -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_leaves_nothing(tmp_path: Path) -> None:
-    answer = run(
-        "demo", "--json", env={"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    )
+def test_the_demo_ends_with_a_prediction_and_leaves_nothing(tmp_path: Path) -> None:
+    environment = {"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    answer = run("demo", "--json", env=environment, timeout=600)
     assert answer.returncode == 0, answer.stderr
-    result = json.loads(answer.stdout)["result"]
-    assert result["shape"] == [24, 96, 128]
+    document = json.loads(answer.stdout)
+    assert document["result"]["shape"] == [24, 96, 128]
+    training, prediction = (document[name]["result"] for name in ("training", "prediction"))
+    assert training["regressor"] in ("random_voxels", "cpic")
+    assert training["metrics"]["r2"]["low"] > 0
+    assert prediction["value"] == pytest.approx(document["truth"], abs=0.3)
+    assert prediction["notice"] == "For research. Not a medical device."
     assert list(tmp_path.iterdir()) == []

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from house import House, wait_until
+from house import EMBED, INTERNAL, House, wait_until
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from storage.jobs import Progress
+from storage.artifacts import ArtifactStore
+from storage.jobs import JobKind, Progress, Queue
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = [
@@ -97,6 +100,86 @@ def test_from_an_empty_page_to_a_result(watched: Watched, tmp_path: Path, nifti:
     row.locator("summary").click()
     expect(row).to_contain_text("50 %")
     expect(row).to_contain_text("2.5 MB")
+    assert watched.troubles == []
+
+
+MODEL = {
+    "notice": "For research. Not a medical device.",
+    "regressor": "cpic",
+    "target_name": "age",
+    "covariates": ["sex"],
+    "metrics": {"rmse": {"value": 4.25, "low": 3.5, "high": None, "spread": None}},
+    "warnings": [{"code": "few-scans", "text": "many numbers for 12 scans"}],
+    "intervals": [{"level": 0.9, "threshold": 7.5, "needed": 9}],
+}
+ANSWER = {
+    "notice": MODEL["notice"],
+    "target_name": "age",
+    "target_unit": "years",
+    "value": 63.25,
+    "class_name": None,
+    "intervals": [
+        {"level": 0.9, "low": 55.5, "high": 70.5},
+        {"level": 0.95, "low": None, "high": None},
+    ],
+    "warnings": [],
+}
+
+
+def learning(name: str, *, needs_volume: bool, required: list[str]) -> JobKind:
+    return JobKind(
+        name=name,
+        version="1",
+        title=name.title(),
+        description="For tests",
+        queue=Queue.TRAIN,
+        parameters_schema={"type": "object", "required": required},
+        result_schema={"type": "object"},
+        needs_volume=needs_volume,
+    )
+
+
+@needs_chromium
+def test_a_model_is_asked_and_its_answer_is_shown_with_its_notice(watched: Watched, nifti: bytes) -> None:
+    page, house = watched.page, watched.house
+    kinds = [
+        learning("train", needs_volume=False, required=["rows"]),
+        learning("predict", needs_volume=True, required=["model"]),
+    ]
+    house.catalogue.announce("worker", [EMBED, INTERNAL, *kinds], "cpu")
+    house.ready(nifti)
+    rows = [{"volume_id": f"vol_{i}", "patient": f"p{i}", "target": i} for i in range(500)]
+    trained = house.catalogue.submit("train", {"rows": rows})
+    house.finish(trained.id, MODEL)
+    page.reload()
+    card = page.locator("#scans .card")
+    expect(card.get_by_role("button", name="Embed")).to_be_visible()
+    expect(card.get_by_role("button", name="Predict")).to_be_hidden()
+    model = page.locator(f"#{trained.id}")
+    expect(model.locator(".answer")).to_have_text("cpic: rmse 4.25 (95 %: 3.5 to not known)")
+    expect(model.locator(".warning")).to_have_text("⚠ many numbers for 12 scans")
+    expect(model.locator(".notice")).to_have_text("For research. Not a medical device.")
+
+    card.locator("summary").click()
+    expect(card.locator("select")).to_contain_text("age by cpic")
+    card.locator("input[name=sex]").fill("1")
+    card.get_by_role("button", name="Predict").click()
+    wait_until(lambda: house.catalogue.jobs(kind="predict") != [])
+    (job,) = house.catalogue.jobs(kind="predict")
+    assert job.parameters == {"model": trained.id, "covariates": {"sex": 1}}
+    claimed = house.catalogue.claim(job.id, "worker", 60)
+    assert claimed is not None
+    buffer = io.BytesIO()
+    Image.new("RGB", (900, 384)).save(buffer, "PNG")
+    writer = ArtifactStore(house.root / "artifacts").writer(job.id, claimed.attempt)
+    picture = writer.write_bytes("saliency.png", buffer.getvalue(), "image/png")
+    house.catalogue.finish(job.id, claimed.attempt, ANSWER, artifacts=(picture,))
+    row = page.locator(f"#{job.id}")
+    expect(row.locator(".answer")).to_have_text("age: 63.25 years (90 %: 55.5 to 70.5)")
+    expect(row.locator(".notice")).to_be_visible()
+    expect(row.locator("img.artifact")).to_have_js_property("naturalWidth", 900)
+    row.locator("summary").click()
+    expect(row).to_contain_text("level 0.9, low 55.5, high 70.5")
     assert watched.troubles == []
 
 
