@@ -1,0 +1,84 @@
+"""What docs/results.md says of what was measured, whatever came out."""
+
+from __future__ import annotations
+
+HEAD = """# Results
+
+**For research, not a medical device.** Nothing here says how well anybody's health can be told.
+
+Made by `python -m benchmarks results` from the JSON files in `results/`, each written by the command that
+stands with it. Seeds count from 0. Times are of two shared cores without a GPU and one thread, unless
+said otherwise: ratios carry over, absolute times do not."""
+
+READING = """R2 and RMSE are of all scans that were tested, by models that saw nobody who is in them.
+Intervals are 95 %, from bootstrap draws of people, averaged over seeds; *sd over seeds* says how much a
+training's luck does. One training of an encoder is read in several ways: `random_voxels` (pooled moments
+of random voxels), `cpic` (a QTT of rank 10, by principal features or moments, whichever inner
+cross-validation prefers), either of the two alone, `cpic TT` (a TT instead), and `cpic own head`, the
+head that descended with the encoder. A `frozen` encoder was never trained. The others see no encoder:
+`constant` (the training's mean), `tabular` (covariates alone), `voxel_ridge` (means of blocks),
+`tt_ridge` and `tt_mlp` (principal features of trains of intensities), `resnet3d` (a dense 3-D ResNet-34).
+`cpic, paper's form` is as published. `auto` takes the simplest that none beats beyond its interval."""
+
+SPREAD = """A fine texture involves a graded share of the left half of the brain; that share, counted
+exactly, is the target. The right half carries the same texture as a decoy, the rest noise of equal
+variance and equal block means: neither intensities nor anything coarser than two voxels tell the target
+(`benchmarks/cohorts/textures.py`). The volumes are of 33 people (real heads where they are at hand,
+phantoms otherwise), and nobody is on both sides of a split. The change is synthetic: this is no clinical
+score."""
+
+SPOTS = """Sparse lesions and decoys two voxels wide; the target is which share of the lesions lies near
+the ventricles. Nearly every voxel is silent, which is the known hard case of any sparse sampler.
+Synthetic, too."""
+
+REAL = """Small samples, which support no claim about a health indicator: they show whether a regressor
+beats simple ones on real data. Five folds by person. Each cohort has a trap."""
+
+TRAPS = {
+    "ixi_age": """33 T1 heads; age in years, sex as a covariate. The trap: the youngest have another raw
+intensity scale, a flag that by itself tells age better than anatomy does (leave-one-out R2 .70 over 50
+heads, as the collection's notes have it). Every head is therefore standardised by its own intensities.""",
+    "ixi_age-late": """The heads of one intensity scale alone (`intensity_scale_group=late`), so that the
+flag tells nothing. They are few: look at the intervals.""",
+    "hippocampus": """140 T1 crops; the volume of the hippocampus in mm3. The traps: crops were made to
+fit, and their sides alone tell the volume (R2 .23 on other people, as the notes have it); scales of
+intensity differ wildly. All crops are padded to one size, and scaled by quantiles of their own.""",
+    "soop": """240 masks of stroke lesions; the stroke scale (NIHSS) in points, with age and sex as
+covariates. The trap: log lesion volume and age alone reach R2 .22 on other people, as the notes have it;
+whatever reads the mask must beat that.""",
+}
+
+ABOUT = {
+    "spread-32": "32^3.",
+    "spread-32-folds": "32^3, five folds by person instead of one split.",
+    "spread-32-baselines": "32^3: the dense network, and C-PIC as published.",
+    "spread-32-variants": "32^3: one thing of the recipe changed at a time.",
+    "spread-64": "The same regions at 64^3.",
+    "spread-128": "The same regions at 128^3, where reading everything is no longer cheap.",
+    "spots-64": "64^3. `guided`: voxels are drawn where scans are rough.",
+    **TRAPS,
+}
+
+VOXELS = "At which price in voxels; the one that reads all of a scan stands at the right."
+SIZES = "The same task, whatever the resolution: bands are 95 % intervals."
+
+INTERVALS = """Split-conformal intervals of linear heads, on 20 splits by patient, and on 200, which tell
+the method from the luck of 20. Read are block means, which know nothing of the made targets, and the
+oracle's features, which do: coverage must not depend on it. *noise* is the standard deviation from one 20
+splits to the next, *constant* the width of intervals about the training's mean, CV+ the other method, on
+those who train or calibrate, in 10 folds."""
+
+PREDICT = """One stored scan that nobody has read yet: open, prepare, answer (cold), and once more (warm);
+medians of processes of two threads. `resnet3d` reads the whole scan and runs once through it. Hollow
+points, and sums in brackets, are estimates by voxels."""
+
+TRAIN = "One step, forward and backward, of a batch of scans."
+
+CURVES = "Mean losses by epoch, each named by its run; dashed, where people were held out, theirs."
+NO_CURVES = "Not measured: no run told how its training went."
+
+LOOKS = """Middle slices of one *spread* volume of a phantom (of the left half, in the sagittal one), whose
+person the model did not see. Above, outlined, where the texture truly is: left, what is asked for, and
+right (dashed) the decoy. Below, gradient times value at the voxels that `cpic` read near the slice: red
+pushes the answer up, blue down; areas are in proportion. It is no segmentation: voxels stand in rows
+because they are read in fibres."""
