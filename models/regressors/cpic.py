@@ -15,7 +15,7 @@ on the cohorts that we know; docs/results.md reports it beside the others.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -72,9 +72,9 @@ class Cpic:
     `starts` draws that one is taken whose features a linear head does best with.
 
     `voxels` are drawn per scan and step, with `uniform` < 1 where scans are rough
-    (`models.regressors.guides`). `batch` scans make a step. With `patience`, one patient in six is held out
-    of step 1, which ends so many epochs after the best, and keeps that. Raises InvalidConfig, naming the
-    setting.
+    (`models.regressors.guides`). `batch` scans make a step, 3 at least: what is standardised among two is
+    1 and -1, whatever it is. With `patience`, one patient in six is held out of step 1, which ends so many
+    epochs after the best, and keeps that. Raises InvalidConfig, naming the setting.
     """
 
     name: ClassVar[str] = "cpic"
@@ -99,7 +99,7 @@ class Cpic:
         for setting in ("steps", "projected_steps"):
             if getattr(self, setting) < 0:
                 raise InvalidConfig(setting, getattr(self, setting), "at least 0")
-        for setting, least in (("starts", 1), ("batch", 2), ("voxels", 1), ("pooling", 1)):
+        for setting, least in (("starts", 1), ("batch", 3), ("voxels", 1), ("pooling", 1)):
             if getattr(self, setting) < least:
                 raise InvalidConfig(setting, getattr(self, setting), f"at least {least}")
         for setting in ("rate", "projected_rate"):
@@ -107,6 +107,8 @@ class Cpic:
                 raise InvalidConfig(setting, getattr(self, setting), "finite and above 0")
         if not 0 <= self.weight_decay < 1:
             raise InvalidConfig("weight_decay", self.weight_decay, "from 0 to below 1")
+        if not 0 < self.uniform <= 1:
+            raise InvalidConfig("uniform", self.uniform, "above 0, at most 1")
         if self.patience is not None and not (isinstance(self.patience, int) and self.patience >= 1):
             raise InvalidConfig("patience", self.patience, "a whole number of at least 1, or none")
 
@@ -431,8 +433,9 @@ class CpicModel:
 
         Raises InvalidShape for a head of another task.
         """
+        made = replace(recipe, encoder=recipe_of(EncoderConfig, manifest["encoder"]))
         return cls(
-            recipe,
+            made,
             encoder,
             readout,
             head_of_task(part("head", tensors), manifest["head"], task),
