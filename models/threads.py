@@ -15,7 +15,7 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """A context, or a decorator, in which torch has one thread: as many cores as there are, the same bits."""
+    """A context, or a decorator, in which torch has one thread: the same bits on however many cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

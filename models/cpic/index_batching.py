@@ -41,8 +41,8 @@ def index_batched(
 
     They are those of `EncodedVoxels.features`, bit by bit. Where they fit into one chunk they are encoded
     with their graph; else without it, if unknown, and a backward pass encodes them once more, with the memory
-    of the graph of `chunk` points, or of two boxes where those take more; weights must stand still until
-    then. Raises what `encode_together` raises, and InvalidConfig, naming the layer, for a network whose
+    of the graph of `chunk` points at most, or of two boxes where those take more; weights must stand still
+    until then. Raises what `encode_together` raises, and InvalidConfig, naming the layer, for a network whose
     features of one voxel depend on other voxels or on chance, and for a chunk below 1.
     """
     if chunk < 1:
@@ -73,7 +73,7 @@ def _at_once(volumes: Sequence[EncodedVoxels], voxels: Sequence[Int64], chunk: i
     scans, sizes = [volume.scan for volume in volumes], [len(wanted) for wanted in voxels]
     parts: list[list[Tensor]] = [[] for _ in volumes]
     places: list[list[Int64]] = [[] for _ in volumes]
-    for batch in batches(scans, voxels, chunk):
+    for batch in batches(scans, voxels, min(chunk, ENCODE_BATCH)):
         features = batch.features().double()
         for owner, own, numbers in shares(batch.rows, sizes):
             with naming(owner, scans):
@@ -113,7 +113,8 @@ class _TwoStages(torch.autograd.Function):
         weights = ctx.saved_tensors  # raises where a weight was written to since
         sums = [torch.zeros_like(weight) for weight in weights]
         sizes = [len(wanted) for wanted in ctx.voxels]
-        for batch in batches([volume.scan for volume in ctx.volumes], ctx.voxels, ctx.chunk):
+        scans, points = [volume.scan for volume in ctx.volumes], min(ctx.chunk, ENCODE_BATCH)
+        for batch in batches(scans, ctx.voxels, points):
             with torch.enable_grad():
                 features = batch.features().double()
             gradient = torch.cat(

@@ -35,7 +35,7 @@ from models.types import Array, CubeSource, Int64
 FLOOR = 1e-6
 """Added to standard deviations of a batch."""
 CALIBRATION_SCANS, CALIBRATION_VOXELS = 64, 256
-CHUNK = 2048
+CHUNK = 4096
 """Points whose graph is kept at once: about a hundred MiB."""
 LIMIT = 4.0
 """Features are cut off at so many standard deviations."""

@@ -14,7 +14,7 @@ from model_fields import ArraySource, body
 from torch import Tensor, nn
 
 from models.cpic.encoder import StandardisedCpic, identity, random_cpic
-from models.cpic.encoding import Batch, batches
+from models.cpic.encoding import ENCODE_BATCH, POINT_NUMBERS, Batch, batches
 from models.cpic.field import EncodedVoxels
 from models.cpic.index_batching import index_batched
 from models.errors import InvalidConfig, NonFiniteSample
@@ -147,6 +147,18 @@ def test_known_voxels_are_encoded_again_for_the_gradient_only(monkeypatch: pytes
     assert sum(encoded) == len(voxels[0]) + len(voxels[1])
     gradients(encoder, E)
     assert sum(encoded) == 2 * (len(voxels[0]) + len(voxels[1]))
+
+
+@pytest.mark.parametrize("chunk", [400, 10**6])
+def test_batches_stay_small_whatever_a_chunk_holds(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    real = Batch.features
+    monkeypatch.setattr(Batch, "features", lambda batch: seen.append(batch.inputs.shape) or real(batch))
+    encoder, volumes = two_volumes()
+    gradients(encoder, index_batched(volumes, some_voxels(), chunk=chunk))
+    beyond = encoder.cube_size - 1
+    numbers = [n * encoder.work((z - beyond, y - beyond, x - beyond)).numbers for n, _, z, y, x in seen]
+    assert max(numbers) <= ENCODE_BATCH * POINT_NUMBERS < sum(numbers)
 
 
 def test_weights_that_change_before_the_backward_pass_are_refused() -> None:
