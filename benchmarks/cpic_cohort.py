@@ -39,7 +39,9 @@ from models.learning.selection import auto
 from models.learning.task import Task
 from models.regressors import REGRESSORS
 from models.regressors.base import Regressor
-from models.regressors.cpic import Cpic, CpicModel, RandomVoxelsRegressor, Trained, train_encoder
+from models.regressors.cpic import Cpic
+from models.regressors.cpic_model import CpicModel
+from models.regressors.encoder_training import Trained, train_encoder
 from models.regressors.encoders import EncoderConfig, ProjectionConfig, calibrated, recalibrated
 from models.regressors.guides import guide_of
 from models.regressors.neural import Answers
@@ -110,8 +112,8 @@ class Family:
         seen = np.stack([readout.see(scan).features() for scan in training.inputs.scans])
         asked = np.stack([readout.see(scan).features() for scan in test.inputs.scans])
         each = (time.process_time() - began) / (len(seen) + len(asked))
-        recipe = replace(RandomVoxelsRegressor(), encoder=self.recipe.encoder, readout=self.voxels)
-        model = CpicModel.fitted(recipe, encoder, readout, seen, training, TASK, {}, seed)
+        config = self.recipe.encoder
+        model = CpicModel.fitted(config, encoder, readout, seen, training, TASK, {}, seed)
         return {"random_voxels": (_answers(model, asked, test), _facts(model, each, self.voxels.count))}
 
     def _by_fibres(self, trained: Trained, training: Cohort, test: Cohort, seed: int) -> Told:
@@ -135,7 +137,7 @@ class Family:
             asked = np.stack([look.features() for look in looks])
             each = (time.process_time() - began) / (len(seen) + len(asked))
             voxels = float(np.mean([len(look.voxels) for look in looks]))
-            model = CpicModel.fitted(self.recipe, encoder, readout, seen, training, TASK, {}, seed)
+            model = CpicModel.fitted(self.recipe.encoder, encoder, readout, seen, training, TASK, {}, seed)
             told[name] = _answers(model, asked, test), _facts(model, each, voxels)
             blocks = ["moments 2"] if name == "cpic TT" else ["principal 10", "moments 2"]
             for block in blocks:

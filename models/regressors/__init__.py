@@ -2,7 +2,8 @@
 
 from models.regressors.base import Regressor
 from models.regressors.constant import Constant
-from models.regressors.cpic import Cpic, RandomVoxelsRegressor
+from models.regressors.cpic import Cpic
+from models.regressors.random_voxels import RandomVoxelsRegressor
 from models.regressors.resnet3d import ResNet3d
 from models.regressors.tabular import Tabular
 from models.regressors.tt_mlp import TtMlp

@@ -20,12 +20,11 @@ from models.errors import InvalidConfig, InvalidShape
 from models.learning.cohort import Cohort
 from models.learning.linear import LinearHead
 from models.learning.task import Task
-from models.regressors.cpic import (
+from models.regressors.cpic import Cpic
+from models.regressors.cpic_model import CpicModel
+from models.regressors.encoder_training import (
     START_STRATA,
     START_VOXELS,
-    Cpic,
-    CpicModel,
-    RandomVoxelsRegressor,
     Trained,
     first_encoder,
     train_encoder,
@@ -37,6 +36,7 @@ from models.regressors.encoders import (
     seeds_of,
 )
 from models.regressors.neural import Answers, weights_of
+from models.regressors.random_voxels import RandomVoxelsRegressor
 from models.regressors.readouts import FibreReadoutConfig, VoxelReadout, VoxelReadoutConfig
 from models.training import Watch
 

@@ -1,0 +1,215 @@
+"""Training an encoder, by the recipe that learns: from a random start to weights that stand still.
+
+1. The best of a few random starts (`first_encoder`).
+2. By the pooled moments of random voxels and a linear head (`PooledLearner`), for `steps` steps.
+3. Through tensor trains (`ProjectedLearner`), for `projected_steps` (none by default): by their principal
+features, with the
+   paper's perceptron or a linear head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+
+from models.cpic.encoder import CpicEncoder, LearnedCpic
+from models.cpic.head import HIDDEN, Head
+from models.cpic.moments import Pooling
+from models.cpic.strategies import Randomly, Strategy
+from models.errors import InvalidConfig
+from models.learning.cohort import Cohort
+from models.learning.folds import patient_folds
+from models.learning.linear import LinearHead
+from models.learning.task import Task
+from models.regressors.encoders import (
+    EncoderConfig,
+    EncoderWithHead,
+    PooledLearner,
+    ProjectedLearner,
+    ProjectionConfig,
+    calibrated,
+    linear_outputs,
+    seeds_of,
+)
+from models.regressors.guides import Guided
+from models.regressors.neural import Answers, Scaling
+from models.regressors.readouts import (
+    VoxelReadout,
+    VoxelReadoutConfig,
+)
+from models.training import HeldOut, History, Learner, TrainingConfig, Watch, train
+from models.types import Array, Int64
+
+START_VOXELS, START_STRATA = 256, 4
+"""Of each scan, that starts are compared at."""
+HELD_OUT_FOLDS = 6
+"""One of them is held out where there is patience."""
+
+
+@dataclass(frozen=True)
+class EncoderTraining:
+    """How an encoder is trained. `steps` = 0 leaves it as it was drawn: the random frozen one. Of `starts`
+    draws that one is taken whose features a linear head does best with.
+
+    `voxels` are drawn per scan and step, with `uniform` < 1 where scans are rough
+    (`models.regressors.guides`). `batch` scans make a step, 3 at least: what is standardised among two is 1
+    and -1, whatever it is. With `patience`, one patient in six is held out of step 2, which ends so many
+    epochs after the best, and keeps that. Raises InvalidConfig, naming the setting.
+    """
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    starts: int = 4
+    steps: int = 200
+    batch: int = 6
+    voxels: int = 128
+    uniform: float = 1.0
+    pooling: int = 2
+    rate: float = 5e-3
+    weight_decay: float = 0.0
+    patience: int | None = None
+    projected_steps: int = 0
+    projected_rate: float = 1e-3
+    projection: ProjectionConfig = field(default_factory=ProjectionConfig)
+    perceptron: bool = False
+
+    def __post_init__(self) -> None:
+        for setting in ("steps", "projected_steps"):
+            if getattr(self, setting) < 0:
+                raise InvalidConfig(setting, getattr(self, setting), "at least 0")
+        for setting, least in (("starts", 1), ("batch", 3), ("voxels", 1), ("pooling", 1)):
+            if getattr(self, setting) < least:
+                raise InvalidConfig(setting, getattr(self, setting), f"at least {least}")
+        for setting in ("rate", "projected_rate"):
+            if not 0 < getattr(self, setting) < float("inf"):
+                raise InvalidConfig(setting, getattr(self, setting), "finite and above 0")
+        if not 0 <= self.weight_decay < 1:
+            raise InvalidConfig("weight_decay", self.weight_decay, "from 0 to below 1")
+        if not 0 < self.uniform <= 1:
+            raise InvalidConfig("uniform", self.uniform, "above 0, at most 1")
+        if self.patience is not None and not (isinstance(self.patience, int) and self.patience >= 1):
+            raise InvalidConfig("patience", self.patience, "a whole number of at least 1, or none")
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """An encoder, the head that descended with it, and how."""
+
+    encoder: CpicEncoder
+    network: EncoderWithHead
+    histories: dict[str, History]
+
+
+def train_encoder(
+    recipe: EncoderTraining, cohort: Cohort, task: Task, *, seed: int, device: torch.device, watch: Watch
+) -> Trained:
+    """All steps; the encoder then stands still."""
+    encoder = first_encoder(recipe, cohort, task, seed=seed, device=device)
+    answers, covariates = Answers.of(task, cohort.targets), Scaling.of(cohort.inputs.covariates)
+    beside = covariates(cohort.inputs.covariates)
+    scans = len(np.unique(cohort.inputs.scan_of))
+    histories: dict[str, History] = {}
+    pooling = Pooling("hat", recipe.pooling)
+    width = pooling.moments * encoder.features + beside.shape[1]
+    network = EncoderWithHead(encoder, linear_outputs(width, task.outputs, device))
+    if recipe.steps:
+        learner = _pooled_learner(recipe, network, cohort, answers, beside, seed, device)
+        config = _training(
+            recipe.steps, learner.items, recipe.batch, recipe.rate, recipe.weight_decay, recipe.patience
+        )
+        histories["pooled"] = train(learner, config, seed=seed, watch=watch.part("pooled"))
+    if recipe.projected_steps:
+        network = EncoderWithHead(encoder, _projected_head(recipe, task, beside.shape[1], seed, device))
+        seen_as = (
+            calibrated(encoder, cohort.inputs.scans, seed, device) if recipe.steps else LearnedCpic(encoder)
+        )
+        projected = ProjectedLearner(network, cohort, answers, beside, seen_as, recipe.projection, device)
+        config = _training(
+            recipe.projected_steps, scans, recipe.batch, recipe.projected_rate, recipe.weight_decay
+        )
+        histories["projected"] = train(projected, config, seed=seed, watch=watch.part("projected"))
+    encoder.eval().requires_grad_(False)
+    return Trained(encoder, network, histories)
+
+
+def first_encoder(
+    recipe: EncoderTraining, cohort: Cohort, task: Task, *, seed: int, device: torch.device
+) -> CpicEncoder:
+    """The best of `starts` random encoders, by the inner error of a linear head on their pooled moments.
+
+    Some starts see nothing of what is asked (narrow layers of rectified units may be dead to it), and no
+    descent finds it from there in the steps that there are.
+    """
+    channels = cohort.inputs.scans[0].channels
+    networks = [recipe.encoder.network(channels, own, device) for own in seeds_of(seed, recipe.starts)]
+    if len(networks) == 1:
+        return networks[0]
+    errors = [_start_error(network, recipe, cohort, task, seed, device) for network in networks]
+    return networks[int(np.argmin(errors))]
+
+
+def _start_error(
+    network: CpicEncoder, recipe: EncoderTraining, cohort: Cohort, task: Task, seed: int, device: torch.device
+) -> float:
+    """How well a linear head does with what an encoder is before it has learned."""
+    encoder = LearnedCpic(network)
+    config = VoxelReadoutConfig(START_VOXELS, START_STRATA, recipe.uniform, (recipe.pooling,))
+    readout = VoxelReadout(config, lambda scan: encoder, encoder.features, seed, device)
+    features = np.stack([readout.see(scan).features() for scan in cohort.inputs.scans])
+    inputs = cohort.inputs
+    head = LinearHead.fit(
+        features[inputs.scan_of],
+        cohort.targets,
+        cohort.row_patients,
+        task,
+        free=inputs.covariates,
+        seed=seed,
+    )
+    return head.choice.error
+
+
+def _pooled_learner(
+    recipe: EncoderTraining,
+    network: EncoderWithHead,
+    cohort: Cohort,
+    answers: Answers,
+    covariates: Float64[Array, "n t"],
+    seed: int,
+    device: torch.device,
+) -> Learner:
+    """Of all scans; with patience, of those of five patients in six, judged by the others."""
+    pooling = Pooling("hat", recipe.pooling)
+    uniform = recipe.uniform == 1
+    strategy: Strategy = (
+        Randomly(recipe.voxels, pooling) if uniform else Guided(recipe.voxels, pooling, recipe.uniform)
+    )
+
+    def learner(scans: Int64) -> PooledLearner:
+        rows = cohort.inputs.rows_of(scans)
+        return PooledLearner(network, cohort.only(scans), answers, covariates[rows], strategy, device)
+
+    everyone = np.arange(len(cohort.inputs.scans))
+    if recipe.patience is None:
+        return learner(everyone)
+    folds = patient_folds(cohort.patients, HELD_OUT_FOLDS, seed=seed)
+    return HeldOut(learner(everyone[folds > 0]), learner(everyone[folds == 0]), seed)
+
+
+def _training(
+    steps: int, scans: int, batch: int, rate: float, weight_decay: float, patience: int | None = None
+) -> TrainingConfig:
+    """So many steps, in whole epochs."""
+    epochs = max(1, round(steps / max(1, scans // batch)))
+    return TrainingConfig(epochs=epochs, batch=batch, rate=rate, weight_decay=weight_decay, patience=patience)
+
+
+def _projected_head(
+    recipe: EncoderTraining, task: Task, covariates: int, seed: int, device: torch.device
+) -> torch.nn.Module:
+    """The paper's perceptron, or a linear head."""
+    width = recipe.projection.count + covariates
+    if not recipe.perceptron:
+        return linear_outputs(width, task.outputs, device)
+    return Head(width, seed, outputs=task.outputs, hidden=HIDDEN, dtype=torch.float64).to(device)
