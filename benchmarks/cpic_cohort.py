@@ -55,7 +55,9 @@ PROCESSES = 2
 FOLDS = 5
 TASK = Task()
 
-Told = dict[str, tuple[Float64[Array, "m o"], dict[str, float]]]
+Facts = dict[str, Any]
+"""Numbers, which are averaged over cells, and `histories` of training, of which the first is kept."""
+Told = dict[str, tuple[Float64[Array, "m o"], Facts]]
 """By the name of what told it: answers to the test's rows, and what that took."""
 Subject = Callable[[Cohort, Cohort, int], Told]
 """(training, test, seed) to what is told of the test."""
@@ -101,8 +103,10 @@ class Family:
         told = self._by_voxels(trained, training, test, seed)
         if self.trains:
             told |= self._by_fibres(trained, training, test, seed)
+        histories = {stage: history.to_json() for stage, history in trained.histories.items()}
         for _, facts in told.values():
             facts["train_s"] = train_s
+            facts["histories"] = histories
         return {f"{self.mark}{name}": each for name, each in told.items()}
 
     def _by_voxels(self, trained: Trained, training: Cohort, test: Cohort, seed: int) -> Told:
@@ -186,7 +190,7 @@ def _own(
     return recalibrated(trained.network.head, features, wanted, answers, CPU)
 
 
-def _facts(model: CpicModel, read_s: float, voxels: float) -> dict[str, float]:
+def _facts(model: CpicModel, read_s: float, voxels: float) -> Facts:
     weights = sum(p.numel() for p in model.encoder.network.parameters())
     return {"predict_s": read_s, "voxels": float(voxels), "parameters": weights + model.head.parameters}
 
@@ -377,7 +381,7 @@ def _tried(name: str, case: Case) -> dict[str, Any]:
     with multiprocessing.get_context("fork").Pool(PROCESSES, torch.set_num_threads, (1,)) as pool:
         told = pool.starmap(_cell, cells, chunksize=1)
     rows = np.concatenate([cohort.inputs.rows_of(np.sort(test)) for _, test in splits])
-    by_name: dict[str, dict[int, dict[int, tuple[Array, dict[str, float]]]]] = {}
+    by_name: dict[str, dict[int, dict[int, tuple[Array, Facts]]]] = {}
     for (_, seed, split), answers in zip(cells, told, strict=True):
         for shown, each in answers.items():
             by_name.setdefault(shown, {}).setdefault(seed, {})[split] = each
@@ -408,7 +412,7 @@ def _cell(subject: Subject, seed: int, split: int) -> Told:
 
 def _scored(
     shown: str,
-    seeds: Mapping[int, Mapping[int, tuple[Array, dict[str, float]]]],
+    seeds: Mapping[int, Mapping[int, tuple[Array, Facts]]],
     cohort: Cohort,
     rows: Int64,
     splits: int,
@@ -421,9 +425,10 @@ def _scored(
         metric.name.lower(): _over_seeds(metric, of_seed, cohort.targets[rows], patients)
         for metric in metrics_of(TASK)
     }
+    histories = {"histories": facts[0].pop("histories")} if "histories" in facts[0] else {}
     means = {key: float(np.mean([fact[key] for fact in facts])) for key in facts[0]}
     outputs = [[round(float(value), 6) for value in answers[:, 0]] for answers in of_seed]
-    return {**scores, "seeds": len(of_seed), **means, "answers": outputs}
+    return {**scores, "seeds": len(of_seed), **means, **histories, "answers": outputs}
 
 
 def _over_seeds(
