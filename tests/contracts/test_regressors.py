@@ -24,7 +24,7 @@ from models.training import Watch
 CPU = torch.device("cpu")
 SHAPE = (8, 8, 10)
 TRAINS = {"count": 3, "anchors": 8, "fibres": {"layout": "tt", "rank": 2}}
-DESCENT = {"encoder": {"hidden": [2], "features": 2}, "steps": 2, "batch": 4, "voxels": 30}
+DESCENT = {"encoder": {"hidden": [2], "features": 2}, "starts": 1, "steps": 2, "batch": 4, "voxels": 30}
 SETTINGS: dict[str, dict[str, Any]] = {
     "constant": {},
     "tabular": {},

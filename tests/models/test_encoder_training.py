@@ -315,7 +315,7 @@ def test_standardised_features_have_mean_0_and_variance_1() -> None:
 CONFIG = TrainingConfig(epochs=5, batch=6, rate=3e-2)
 
 
-@pytest.mark.parametrize("task", [MEAN, QUANTILES, CLASSES], ids=lambda task: task.kind)
+@pytest.mark.parametrize("task", [QUANTILES, CLASSES], ids=lambda task: task.kind)
 def test_a_texture_is_learned_from_random_voxels(task: Task) -> None:
     made = cohort(48, task=task)
     learner = PooledLearner(
@@ -370,7 +370,7 @@ SCALAR = FibreConfig(layout="qtt", sampling="scalar", rank=3, oversampling=1.0)
 
 
 @pytest.mark.parametrize(
-    "fibres", [FibreConfig(layout="tt", rank=2), FibreConfig(rank=2), SCALAR], ids=["tt", "qtt", "scalar"]
+    "fibres", [FibreConfig(layout="tt", rank=2), replace(SCALAR, rank=2)], ids=["tt", "scalar"]
 )
 def test_a_training_through_trains_goes_on_to_the_same_bits_within_an_epoch_too(fibres: FibreConfig) -> None:
     made, config = cohort(6), TrainingConfig(epochs=2, batch=3, rate=1e-2, checkpoint_steps=1)
