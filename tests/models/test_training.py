@@ -21,7 +21,7 @@ from small_cohorts import Killed, KilledAt, Memory
 from torch import Tensor, nn
 
 from models.errors import InvalidConfig, InvalidShape, NonFinite
-from models.training import History, Step, TrainingConfig, Watch, train
+from models.training import HeldOut, History, Step, TrainingConfig, Watch, ignore, train
 from storage.checkpoints import Checkpoints
 
 CONFIG = TrainingConfig(epochs=4, batch=3, rate=1e-2, weight_decay=1e-3, clip=3.0, checkpoint_steps=1)
@@ -80,6 +80,11 @@ class Toy:
         self._mean = torch.from_numpy(np.array(state["mean"]))
 
 
+def bits_of(kept: Memory) -> dict[str, bytes]:
+    assert kept.saved is not None
+    return {name: array.tobytes() for name, array in kept.saved[0].items()}
+
+
 @dataclass
 class Trained:
     """A training's end: history, weights, and the last checkpoint with the optimiser's state."""
@@ -91,9 +96,8 @@ class Trained:
     @property
     def bits(self) -> dict[str, bytes]:
         """All arrays."""
-        assert self.kept.saved is not None
-        arrays = {name: t.detach().numpy() for name, t in self.learner.weights.state_dict().items()}
-        return {name: array.tobytes() for name, array in {**self.kept.saved[0], **arrays}.items()}
+        weights = {name: t.detach().numpy() for name, t in self.learner.weights.state_dict().items()}
+        return bits_of(self.kept) | {name: array.tobytes() for name, array in weights.items()}
 
 
 def trained(
@@ -226,6 +230,51 @@ def test_without_a_validation_the_last_weights_stay() -> None:
     assert (made.history.best_epoch, made.history.best, made.history.steps) == (None, math.inf, STEPS)
     assert made.learner.weights.seen == STEPS
     assert made.history.losses[-1] < made.history.losses[0]
+
+
+class Judge(Toy):
+    """Judges the weights of another on rows of its own."""
+
+    def __init__(self, learner: Toy) -> None:
+        super().__init__()
+        self.weights, self.items, self._rows = learner.weights, 4, self._rows[:4] + 0.5
+
+    def loss(self, items: Array, step: Step) -> Tensor:
+        """Without what the training carries along."""
+        self._mean = torch.zeros(())
+        return super().loss(items, step)
+
+
+def held_out(config: TrainingConfig, kept: Memory, report: Any) -> tuple[Toy, Judge, History]:
+    learner = Toy()
+    judge = Judge(learner)
+    history = train(HeldOut(learner, judge, seed=9), config, seed=0, watch=Watch(report, kept))
+    return learner, judge, history
+
+
+def test_what_is_held_out_judges_the_weights_and_moves_nothing() -> None:
+    config = replace(CONFIG, epochs=6, rate=0.3, patience=2)
+    learner, judge, history = held_out(config, Memory(), ignore)
+    assert judge.asked == [(Step(0, epoch, 9), [0, 1, 2, 3]) for epoch in range(len(history.losses))]
+    assert history.best_epoch == int(np.argmin([value or 0 for value in history.validations]))
+    with torch.no_grad():
+        assert float(judge.loss(np.arange(4), Step(0, 0, 9))) == pytest.approx(history.best, rel=1e-6)
+    plain = Toy(history.validations)
+    assert train(plain, config, seed=0, watch=Watch()) == history
+    assert torch.equal(plain.weights.weight, learner.weights.weight)
+
+
+def test_with_a_judge_a_training_goes_on_to_the_same_bits_too() -> None:
+    whole, kept = Memory(), Memory()
+    _, _, history = held_out(CONFIG, whole, ignore)
+    for step in (2, 3, 7):
+        with pytest.raises(Killed):
+            held_out(CONFIG, kept, KilledAt(step))
+    learner, _, resumed = held_out(CONFIG, kept, ignore)
+    assert resumed == history
+    assert "learner.mean" in bits_of(kept)
+    assert bits_of(kept) == bits_of(whole)
+    assert learner.asked[0][0].number == 7
 
 
 def test_an_epochs_loss_is_the_mean_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
