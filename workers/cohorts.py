@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -100,6 +100,7 @@ def training_table(
     found = (tuple(classes) or reading.classes) if task == "classes" else ()
     reading.check_targets(found)
     reading.check_covariates(reading.names)
+    reading.check_folds()
     reading.check_learnable(found)
     reading.refuse()
     return reading.table(Task(task, found), reading.names)
@@ -126,7 +127,6 @@ class _Reading:
         self._records = self._found(find_volume)
         self._check_scans()
         self._check_repetitions()
-        self._check_folds()
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -156,9 +156,7 @@ class _Reading:
             scan_of=np.array([number[row.volume_id] for row in self._rows], np.int64),
             patients=tuple(patient[volume_id] for volume_id in number),
             names=tuple(names),
-            covariates=np.array([[row.covariates[name] for name in names] for row in self._rows]).reshape(
-                len(self._rows), len(names)
-            ),
+            covariates=_columns([row.covariates for row in self._rows], names),
             targets=np.array([_number(row.target, task.classes) for row in self._rows], np.float64),
             folds=folds or None,
             sha256=_digest(self._rows),
@@ -190,6 +188,21 @@ class _Reading:
                 told = f"not among the model's covariates ({', '.join(names) or 'it has none'})"
                 self._complain(i, told, "covariates", name)
 
+    def check_folds(self) -> None:
+        """All rows in a fold or none, a patient in one only, and two folds at least."""
+        given = [row.fold for row in self._rows if row.fold is not None]
+        fold_of: dict[str, int] = {}
+        for i, row in enumerate(self._rows):
+            if row.fold is None:
+                if given:
+                    self._complain(i, "missing; give all rows a fold, or none", "fold")
+            elif (other := fold_of.setdefault(row.patient, row.fold)) != row.fold:
+                told = f"patient {row.patient!r} is in fold {other} and in fold {row.fold}"
+                self._complain(i, f"{told}; give all rows of a patient one fold", "fold")
+        if len(set(given)) == 1:
+            told = f"all rows are in fold {given[0]}: two folds are needed at least"
+            self._problems.append(("/rows", told))
+
     def check_learnable(self, classes: Sequence[str]) -> None:
         """Enough patients, and targets that differ; of each class two patients."""
         patients = {row.patient for row in self._rows}
@@ -197,9 +210,8 @@ class _Reading:
             told = f"{len(patients)} patients; a model needs at least {FEWEST_PATIENTS}, better many more"
             self._problems.append(("/rows", told))
         if len(self._rows) > 1 and len({row.target for row in self._rows}) == 1:
-            self._problems.append(
-                ("/rows", f"all targets are {self._rows[0].target}: there is nothing to learn")
-            )
+            told = f"all targets are {self._rows[0].target}: there is nothing to learn"
+            self._problems.append(("/rows", told))
         members = defaultdict(set)
         for row in self._rows:
             members[_class_name(row.target)].add(row.patient)
@@ -253,31 +265,19 @@ class _Reading:
             if before != i:
                 self._problems.append((f"/rows/{i}", f"the same scan and covariates as in row {before}"))
 
-    def _check_folds(self) -> None:
-        """All rows in a fold or none, a patient in one only, and two folds at least."""
-        given = [row.fold for row in self._rows if row.fold is not None]
-        fold_of: dict[str, int] = {}
-        for i, row in enumerate(self._rows):
-            if row.fold is None:
-                if given:
-                    self._complain(i, "missing; give all rows a fold, or none", "fold")
-            elif (other := fold_of.setdefault(row.patient, row.fold)) != row.fold:
-                told = (
-                    f"patient {row.patient!r} is in fold {other} and in fold {row.fold}; give all rows of a "
-                )
-                self._complain(i, told + "patient one fold", "fold")
-        if len(set(given)) == 1:
-            self._problems.append(
-                ("/rows", f"all rows are in fold {given[0]}: two folds are needed at least")
-            )
-
     def _complain(self, row: int, what: str, *where: str) -> None:
         self._problems.append((pointer("rows", row, *where), what))
 
 
 def _class_name(target: float | str) -> str:
     """A class may be written as a number."""
-    return target if isinstance(target, str) else f"{target:g}"
+    return target if isinstance(target, str) else f"{target:.15g}"
+
+
+def _columns(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> Float64[Array, "n t"]:
+    """Numbers by name as columns."""
+    values = [[row[name] for name in names] for row in rows]
+    return np.array(values, np.float64).reshape(len(rows), len(names))
 
 
 def _number(target: float | str, classes: Sequence[str]) -> float:
