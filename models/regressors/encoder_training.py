@@ -47,6 +47,8 @@ START_VOXELS, START_STRATA = 256, 4
 """Of each scan, that starts are compared at."""
 HELD_OUT_FOLDS = 6
 """One of them is held out where there is patience."""
+LEAST_BATCH = 3
+"""Scans: what is standardised among two is 1 and -1, whatever it is."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,9 @@ class EncoderTraining:
     draws that one is taken whose features a linear head does best with.
 
     `voxels` are drawn per scan and step, with `uniform` < 1 where scans are rough
-    (`models.regressors.guides`). `batch` scans make a step, 3 at least: what is standardised among two is 1
-    and -1, whatever it is. With `patience`, one patient in six is held out of step 2, which ends so many
-    epochs after the best, and keeps that. Raises InvalidConfig, naming the setting.
+    (`models.regressors.guides`). `batch` scans make a step, `LEAST_BATCH` or more. With `patience`, one
+    patient in six is held out of step 2, which ends so many epochs after the best, and keeps that. Raises
+    InvalidConfig, naming the setting.
     """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -79,7 +81,7 @@ class EncoderTraining:
         for setting in ("steps", "projected_steps"):
             if getattr(self, setting) < 0:
                 raise InvalidConfig(setting, getattr(self, setting), "at least 0")
-        for setting, least in (("starts", 1), ("batch", 3), ("voxels", 1), ("pooling", 1)):
+        for setting, least in (("starts", 1), ("batch", LEAST_BATCH), ("voxels", 1), ("pooling", 1)):
             if getattr(self, setting) < least:
                 raise InvalidConfig(setting, getattr(self, setting), f"at least {least}")
         for setting in ("rate", "projected_rate"):
@@ -193,8 +195,12 @@ def _pooled_learner(
     everyone = np.arange(len(cohort.inputs.scans))
     if recipe.patience is None:
         return learner(everyone)
-    folds = patient_folds(cohort.patients, HELD_OUT_FOLDS, seed=seed)
-    return HeldOut(learner(everyone[folds > 0]), learner(everyone[folds == 0]), seed)
+    held_out = patient_folds(cohort.patients, min(HELD_OUT_FOLDS, len(set(cohort.patients))), seed=seed) == 0
+    if (few := int(held_out.sum())) < LEAST_BATCH:
+        raise InvalidConfig(
+            "patience", recipe.patience, f"none where fewer than {LEAST_BATCH} scans are held out, here {few}"
+        )
+    return HeldOut(learner(everyone[~held_out]), learner(everyone[held_out]), seed)
 
 
 def _training(

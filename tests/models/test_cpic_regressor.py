@@ -269,6 +269,13 @@ def test_with_patience_patients_are_held_out_and_the_best_epoch_is_kept() -> Non
         assert np.array_equal(saved[0][f"best.encoder.{name}"], array)
 
 
+def test_patience_needs_scans_to_judge_by() -> None:
+    with pytest.raises(
+        InvalidConfig, match="patience = 2: must be none where fewer than 3 scans are held out, here 1"
+    ):
+        fitted(replace(QUICK, patience=2))
+
+
 def test_scans_may_be_drawn_from_where_they_are_rough() -> None:
     recipe = replace(QUICK, uniform=0.5)
     model = fitted(recipe)
