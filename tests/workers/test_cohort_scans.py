@@ -1,0 +1,73 @@
+"""Scans of a cohort: in memory the same bits as in the store, and few open at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support.cohorts import School
+
+from models.learning.preparation import Preparation, PreparationConfig
+from storage.records import VolumeRecord
+from storage.volume import Volume
+from workers import scans as module
+from workers.scans import HeldScan, Readers, StoredScan, WatchedScan, raw_scan
+
+
+def opened(school: School, number: int) -> tuple[VolumeRecord, Volume]:
+    record = school.catalogue.volume(school.rows[number]["volume_id"])
+    assert record.store is not None
+    return record, Volume.open(school.root / record.store)
+
+
+def test_a_held_scan_gives_the_bits_of_the_prepared_one(
+    school: School, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SLAB", 7)
+    record, volume = opened(school, 0)
+    with Readers(1 << 20, "threads") as readers:
+        raw = raw_scan(StoredScan(record, volume, readers), volume.stored)
+        prepared = Preparation.fit(PreparationConfig(), [raw]).apply(raw, 0)
+        held = HeldScan(prepared)
+        origins = np.random.default_rng(0).integers(-12, 26, (300, 3))
+        for size in (1, 9, (3, 20, 5), (16, 24, 24)):
+            assert np.array_equal(held.cubes(origins, size), prepared.cubes(origins, size))
+    assert (held.shape, held.channels) == (prepared.shape, 1)
+    assert np.ptp(held.cubes(np.array([[100, 0, 0]]), 4)) == 0
+
+
+def test_few_readers_are_open_at_once_and_none_at_the_end(
+    school: School, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "OPEN_READERS", 3)
+    volumes = [opened(school, number)[1] for number in range(5)]
+    closed: list[object] = []
+    with Readers(3 << 20, "threads") as readers:
+        made = [readers.of(volume) for volume in volumes]
+        for reader in made:
+            monkeypatch.setattr(reader, "close", lambda reader=reader: closed.append(reader))
+        assert readers.of(volumes[3]) is made[3]
+        assert readers.of(volumes[4]) is made[4]
+        assert readers.of(volumes[0]) is not made[0]
+        assert closed == [made[2]]
+        assert readers.of(volumes[3]) is made[3]
+    assert closed[1:] == [made[4], made[3]]
+
+
+def test_the_edge_of_sampled_cubes_is_that_of_the_smallest_box(school: School) -> None:
+    record, volume = opened(school, 1)
+    with Readers(1 << 20, "threads") as readers:
+        watched = WatchedScan(StoredScan(record, volume, readers))
+        for size, edge in (((16, 24, 20), 16), ((9, 9, 40), 9), (11, 9)):
+            watched.cubes(np.zeros((1, 3), np.int64), size)
+            assert watched.edge == edge
+    assert (watched.shape, watched.channels) == ((16, 24, 20), 1)
+
+
+def test_a_raw_scan_knows_what_its_header_says(school: School) -> None:
+    record, volume = opened(school, 2)
+    with Readers(1 << 20, "threads") as readers:
+        scan = raw_scan(StoredScan(record, volume, readers), volume.stored)
+    assert (scan.spacing, scan.modality) == ((3.0, 2.0, 2.0), None)
+    assert scan.affine is not None
+    assert np.array_equal(np.diag(scan.affine), [2, 2, 3, 1])
+    assert scan.statistics.maximum == volume.stored.statistics.maximum
