@@ -207,6 +207,16 @@ def test_percentiles_of_new_scans_are_spread_and_an_outlier_is_above_all() -> No
     )
 
 
+def test_equal_distances_count_half() -> None:
+    readout, _ = of_all()
+    seen = readout.see(SCANS[2])
+    told = readout.distance(seen)
+    assert told is not None
+    known = np.array([0.5, 1.0, 1.0, 2.0]) * told[0]
+    assert replace(readout, distances=known).distance(seen) == (told[0], 50.0)
+    assert replace(readout, distances=known[:3]).distance(seen) == (told[0], pytest.approx(200 / 3))
+
+
 def test_a_voxel_readout_leaves_distances_to_the_head() -> None:
     readout = by_voxels()
     assert readout.distance(readout.see(SCANS[0])) is None
