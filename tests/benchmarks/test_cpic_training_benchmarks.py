@@ -41,7 +41,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     small = [Cpic(encoder=ENCODER, starts=1, steps=0, readout=readout) for readout in readouts]
     monkeypatch.setattr(cpic_predict, "RECIPES", dict(zip(("cpic", "cpic_tt"), small, strict=True)))
     monkeypatch.setattr(cpic_predict, "SMALL", (8, 8, 8))
-    monkeypatch.setattr(cpic_predict, "ANCHORS", 5)
+    monkeypatch.setattr(cpic_predict, "ANCHORS", {"cpic": 5, "cpic_tt": 4})
     training = Cpic(encoder=ENCODER, voxels=20, projection=ProjectionConfig(count=2, fibres=QTT))
     paper = Cpic(encoder=ENCODER, perceptron=True, projection=training.projection)
     recipes = {"pooled": training, "projected": training, "paper": paper}
