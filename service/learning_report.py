@@ -139,7 +139,7 @@ def _looked_at(result: dict[str, Any]) -> str:
 
 
 def _coverage(each: dict[str, Any]) -> str:
-    return f"{each['observed']:.1%} of the answers lie in the {each['level']:.0%} interval"
+    return f"{each['observed']:.1%} of the truths lie in the {each['level']:.0%} interval"
 
 
 def _metric(metric: dict[str, Any] | None) -> str:

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from models.types import Array
+from storage.records import Statistics
 from storage.volume import AXES, Volume
 
 PANEL = 360
 """Pixels of a panel's longer side."""
 GAP, STRIP = 6, 24
-MOST_CUBES = 150
+MOST_CUBES = 60
 """Of each panel, the most salient ones."""
 RAISES, LOWERS = (255, 140, 50), (70, 160, 255)
 LETTERS = (217, 185, 91)
@@ -118,7 +119,11 @@ def _panel(
     plane = volume.plane(AXES[across], int(round(place[across]) // factor[across]), level=level)
     extent = (shape * factor)[inside]
     height, width = _pixels(extent, np.array(grid.spacing or (1.0, 1.0, 1.0))[inside])
-    picture = Image.fromarray(view.seen(_grey(plane))).resize((width, height)).convert("RGBA")
+    picture = (
+        Image.fromarray(view.seen(_grey(plane, volume.stored.statistics)))
+        .resize((width, height))
+        .convert("RGBA")
+    )
     marks = Image.new("RGBA", picture.size)
     met = cubes.through(across, float(place[across]))
     _draw_cubes(
@@ -158,9 +163,10 @@ def _level(volume: Volume, inside: list[int]) -> int:
     return max(enough, default=0)
 
 
-def _grey(plane: Array) -> NDArray[np.uint8]:
-    """Grey values: black is the first hundredth of the plane's values, white the last."""
-    low, high = np.quantile(plane, [0.01, 0.99]).tolist()
+def _grey(plane: Array, statistics: Statistics) -> NDArray[np.uint8]:
+    """Grey values: black two deviations below the scan's mean, white three above it, if it goes so far."""
+    low = max(statistics.minimum, statistics.mean - 2 * statistics.std)
+    high = min(statistics.maximum, statistics.mean + 3 * statistics.std)
     scaled = (plane.astype(np.float64) - low) / max(high - low, 1e-30)
     grey: NDArray[np.uint8] = np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
     return grey

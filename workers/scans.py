@@ -158,30 +158,6 @@ class HeldScan:
         return out
 
 
-class WatchedScan:
-    """A scan that remembers the edge of the smallest box that it was asked for: that of a sampled cube."""
-
-    def __init__(self, scan: CubeSource) -> None:
-        self._scan = scan
-        self.edge = 0
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(z, y, x)."""
-        return self._scan.shape
-
-    @property
-    def channels(self) -> int:
-        """Values per voxel."""
-        return self._scan.channels
-
-    def cubes(self, origins: Int64, size: Size) -> Array:
-        """As the scan gives them."""
-        edge = min(sides(size))
-        self.edge = min(self.edge, edge) if self.edge else edge
-        return self._scan.cubes(origins, size)
-
-
 def raw_scan(source: CubeSource, stored: StoredVolume) -> RawScan:
     """A scan with what its header says, for preparation."""
     grid = stored.grid

@@ -23,12 +23,12 @@ class Saliency:
 
     `voxels` (m, 3) in (z, y, x) of the prepared grid, ascending; `weights` (m,) are gradient times feature,
     summed over the voxel's features, in the unit of the target; positive ones push the prediction up.
-    `sides` (z, y, x) are those of the box about a voxel that its features are of, where they are known.
+    `sides` (z, y, x) are those of the box about a voxel that its features are of.
     """
 
     voxels: Int64
     weights: Float64[Array, " m"]
-    sides: tuple[float, float, float] | None = None
+    sides: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,9 @@ class Seen:
         moved = self.vector(values) @ torch.from_numpy(gradient).to(values.device)
         (slopes,) = torch.autograd.grad(moved, values)
         weights = (slopes * values.detach()).sum(dim=1).cpu().numpy()
-        return Saliency(np.stack(np.unravel_index(self.voxels, self.volume.scan.shape), axis=1), weights)
+        edge = float(self.volume.scan.encoder.cube_size)
+        voxels = np.stack(np.unravel_index(self.voxels, self.volume.scan.shape), axis=1)
+        return Saliency(voxels, weights, (edge, edge, edge))
 
 
 class Readout(ABC):

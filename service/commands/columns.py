@@ -28,10 +28,13 @@ def columns(
     target: str, covariates: str | None, category: list[str] | None, *, classes: bool = False
 ) -> Columns:
     """What the columns mean. Raises BadOption."""
-    chosen = None
-    if covariates is not None:
-        chosen = tuple(name.strip() for name in covariates.split(",") if name.strip())
+    chosen = None if covariates is None else tuple(named(covariates))
     return Columns(target, chosen, categories(category), classes)
+
+
+def named(text: str) -> list[str]:
+    """Names parted by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def categories(given: list[str] | None) -> dict[str, tuple[str, str]]:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from service.analysis import Watcher
 from service.cohort_table import read_table
-from service.commands.columns import CategoryOption, Cohort, CovariatesOption, TargetOption, columns
+from service.commands.columns import CategoryOption, Cohort, CovariatesOption, TargetOption, columns, named
 from service.commands.common import AsJson, BadOption, Url, connected, errors
 from service.learning import run_on_table
 from service.learning_report import training_tables
@@ -22,6 +22,9 @@ def train(
     regressor: Annotated[
         str, typer.Option(help="Name of a recipe (/v1/kinds lists them), or auto: the simplest good one.")
     ] = "auto",
+    candidates: Annotated[
+        str | None, typer.Option(help="What auto chooses among, NAME,NAME; by default the service's choice.")
+    ] = None,
     task: Annotated[str, typer.Option(help="What is asked: mean, quantiles or classes.")] = "mean",
     target: TargetOption = "target",
     unit: Annotated[str, typer.Option(help="Unit of the target, for those who read the answers.")] = "",
@@ -48,6 +51,7 @@ def train(
         "seed": seed,
         "target_name": target,
         "target_unit": unit,
+        **({} if candidates is None else {"candidates": named(candidates)}),
     }
     table = read_table(cohort, columns(target, covariates, category, classes=task == "classes"))
     with connected(url) as client:

@@ -170,6 +170,7 @@ def test_train_sends_each_scan_once_and_prints_what_the_model_is_worth(classroom
             *("train", table, "--url", url_of(classroom), "--target", "age", "--unit", "years"),
             *("--category", "sex=M,F", "--covariates", "sex,weeks", "--regressor", "voxel_ridge"),
             *("--setting", "grid=3", "--preparation", "grid=resample", "--folds", "4", "--seed", "9"),
+            *("--candidates", "voxel_ridge, cpic"),
         )
     assert answer.returncode == 0, answer.stderr
     volumes = classroom.catalogue.volumes()
@@ -184,6 +185,7 @@ def test_train_sends_each_scan_once_and_prints_what_the_model_is_worth(classroom
     assert parameters == {
         "task": "mean",
         "regressor": "voxel_ridge",
+        "candidates": ["voxel_ridge", "cpic"],
         "settings": {"grid": 3},
         "preparation": {"grid": "resample"},
         "folds": 4,
@@ -285,7 +287,7 @@ def test_evaluate_asks_about_the_whole_table(classroom: House, table: Path) -> N
     assert parameters["model"] == "job_1"
     assert [row["target"] for row in parameters["rows"]] == [61, 62, 70]
     words = words_of(answer.stdout)
-    for part in ["RMSE 4.25 (3.5 to 5)", "R2 -", "87.5% of the answers lie in the 90% interval", NOTICE]:
+    for part in ["RMSE 4.25 (3.5 to 5)", "R2 -", "87.5% of the truths lie in the 90% interval", NOTICE]:
         assert part in words
 
 

@@ -10,7 +10,7 @@ from models.learning.preparation import Preparation, PreparationConfig
 from storage.records import VolumeRecord
 from storage.volume import Volume
 from workers import scans as module
-from workers.scans import HeldScan, Readers, StoredScan, WatchedScan, raw_scan
+from workers.scans import HeldScan, Readers, StoredScan, raw_scan
 
 
 def opened(school: School, number: int) -> tuple[VolumeRecord, Volume]:
@@ -51,16 +51,6 @@ def test_few_readers_are_open_at_once_and_none_at_the_end(
         assert closed == [made[2]]
         assert readers.of(volumes[3]) is made[3]
     assert closed[1:] == [made[4], made[3]]
-
-
-def test_the_edge_of_sampled_cubes_is_that_of_the_smallest_box(school: School) -> None:
-    record, volume = opened(school, 1)
-    with Readers(1 << 20, "threads") as readers:
-        watched = WatchedScan(StoredScan(record, volume, readers))
-        for size, edge in (((16, 24, 20), 16), ((9, 9, 40), 9), (11, 9)):
-            watched.cubes(np.zeros((1, 3), np.int64), size)
-            assert watched.edge == edge
-    assert (watched.shape, watched.channels) == ((16, 24, 20), 1)
 
 
 def test_a_raw_scan_knows_what_its_header_says(school: School) -> None:

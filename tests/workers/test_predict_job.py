@@ -25,6 +25,8 @@ from workers.models import NOTICE, TrainedModel
 
 COVARIATES = {"age": 50.0, "sex": 1.0}
 TRUTH = 0.6
+HALVED = {"grid": "resample", "spacing": [4.5, 4, 4]}
+"""Of scans of 3 x 2 x 2 mm, (z, y, x)."""
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,18 @@ def test_where_the_answer_comes_from(school: School, answered: Job) -> None:
         assert picture.format == "PNG"
         assert picture.width > 900
         assert len(picture.getcolors(1 << 20) or []) > 50
+
+
+def test_sampled_cubes_are_as_large_as_what_the_encoder_looks_at(school: School, unseen: str) -> None:
+    settings = {"steps": 2, "voxels": 8, "readout": {"count": 600}}
+    model = school.train(
+        bare(school.rows), regressor="random_voxels", settings=settings, folds=2, preparation=HALVED
+    )
+    job = school.run("predict", {"model": model.id}, unseen)
+    told = json.loads(school.artifact(job, "saliency.json").read_text())
+    assert told["cube_sides"] == [9 * 1.5, 9 * 2, 9 * 2]
+    assert job.result is not None
+    assert len(told["weights"]) == job.result["voxels"]
 
 
 def test_same_scan_same_answer_and_that_of_the_saved_model(

@@ -27,7 +27,7 @@ from workers.memory import peak_bytes
 from workers.models import NOTICE, TrainedModel, trained_model
 from workers.packages import versions
 from workers.pictures import Cubes, saliency_png
-from workers.scans import RecordedCubes, WatchedScan, chunks_of, level_bytes, raw_scan
+from workers.scans import RecordedCubes, chunks_of, level_bytes, raw_scan
 
 SALIENCY, PICTURE = "saliency.json", "saliency.png"
 BASE_BYTES = 256 << 20
@@ -147,18 +147,16 @@ class _Asked:
 
     answer: Float64[Array, " o"]
     look: Look
-    edge: int
     caveats: tuple[Caveat, ...]
 
 
 def _ask(trained: TrainedModel, scan: PreparedScan, covariates: Float64[Array, " t"]) -> _Asked:
     """The model's word on one scan."""
-    watched = WatchedScan(scan)
-    answers = trained.model.predict(Inputs.of([watched], covariates[None]))
+    answers = trained.model.predict(Inputs.of([scan], covariates[None]))
     refuse_non_finite(torch.from_numpy(answers), "the answer")
-    look = trained.model.look(watched, covariates)
+    look = trained.model.look(scan, covariates)
     outside = (Caveat("covariate-outside", text) for text in trained.outside(covariates))
-    return _Asked(answers[0], look, watched.edge, (*scan.warnings, *outside, *_of_distance(look)))
+    return _Asked(answers[0], look, (*scan.warnings, *outside, *_of_distance(look)))
 
 
 def _of_distance(look: Look) -> list[Caveat]:
@@ -186,7 +184,7 @@ def _write(context: JobContext, volume: Volume, scan: PreparedScan, asked: _Aske
     cubes = Cubes(
         scan.places.stored(saliency.voxels),
         saliency.weights,
-        scan.places.sides(saliency.sides or (asked.edge,) * 3),
+        scan.places.sides(saliency.sides),
     )
     return (
         context.artifacts.write_json(SALIENCY, _document(volume, saliency, cubes), indent=None),
