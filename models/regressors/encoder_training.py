@@ -40,8 +40,8 @@ from models.regressors.readouts import (
     VoxelReadout,
     VoxelReadoutConfig,
 )
-from models.training import HeldOut, History, Learner, TrainingConfig, Watch, train
-from models.types import Array, Int64
+from models.training import HeldOut, History, Learner, TrainingConfig, Watch, ignore, train
+from models.types import Array, Int64, Report
 
 START_VOXELS, START_STRATA = 256, 4
 """Of each scan, that starts are compared at."""
@@ -108,7 +108,7 @@ def train_encoder(
     recipe: EncoderTraining, cohort: Cohort, task: Task, *, seed: int, device: torch.device, watch: Watch
 ) -> Trained:
     """All steps; the encoder then stands still."""
-    encoder = first_encoder(recipe, cohort, task, seed=seed, device=device)
+    encoder = first_encoder(recipe, cohort, task, seed=seed, device=device, report=watch.report)
     answers, covariates = Answers.of(task, cohort.targets), Scaling.of(cohort.inputs.covariates)
     beside = covariates(cohort.inputs.covariates)
     scans = len(np.unique(cohort.inputs.scan_of))
@@ -137,29 +137,45 @@ def train_encoder(
 
 
 def first_encoder(
-    recipe: EncoderTraining, cohort: Cohort, task: Task, *, seed: int, device: torch.device
+    recipe: EncoderTraining,
+    cohort: Cohort,
+    task: Task,
+    *,
+    seed: int,
+    device: torch.device,
+    report: Report = ignore,
 ) -> CpicEncoder:
     """The best of `starts` random encoders, by the inner error of a linear head on their pooled moments.
 
     Some starts see nothing of what is asked (narrow layers of rectified units may be dead to it), and no
-    descent finds it from there in the steps that there are.
+    descent finds it from there in the steps that there are. `report` is called with the phase "starts".
     """
     channels = cohort.inputs.scans[0].channels
     networks = [recipe.encoder.network(channels, own, device) for own in seeds_of(seed, recipe.starts)]
     if len(networks) == 1:
         return networks[0]
-    errors = [_start_error(network, recipe, cohort, task, seed, device) for network in networks]
+    errors, scans = [], len(cohort.inputs.scans)
+    for number, network in enumerate(networks):
+        features = []
+        readout = _start_readout(network, recipe, seed, device)
+        for at, scan in enumerate(cohort.inputs.scans):
+            report("starts", number * scans + at, len(networks) * scans)
+            features.append(readout.see(scan).features())
+        errors.append(_inner_error(np.stack(features), cohort, task, seed))
     return networks[int(np.argmin(errors))]
 
 
-def _start_error(
-    network: CpicEncoder, recipe: EncoderTraining, cohort: Cohort, task: Task, seed: int, device: torch.device
-) -> float:
-    """How well a linear head does with what an encoder is before it has learned."""
+def _start_readout(
+    network: CpicEncoder, recipe: EncoderTraining, seed: int, device: torch.device
+) -> VoxelReadout:
+    """How an encoder that has not learned is read."""
     encoder = LearnedCpic(network)
     config = VoxelReadoutConfig(START_VOXELS, START_STRATA, recipe.uniform, (recipe.pooling,))
-    readout = VoxelReadout(config, lambda scan: encoder, encoder.features, seed, device)
-    features = np.stack([readout.see(scan).features() for scan in cohort.inputs.scans])
+    return VoxelReadout(config, lambda scan: encoder, encoder.features, seed, device)
+
+
+def _inner_error(features: Float64[Array, "s p"], cohort: Cohort, task: Task, seed: int) -> float:
+    """How well a linear head does with features of scans."""
     inputs = cohort.inputs
     head = LinearHead.fit(
         features[inputs.scan_of],
