@@ -60,14 +60,23 @@ def demo(
     """
     sent = scan or example_scan()
     refuse_missing(sent)
-    outside = ("TOMOTRAIN_BROKER_URL", "TOMOTRAIN_DB_URL")
-    environment = {name: value for name, value in os.environ.items() if name not in outside}
     temporary = tempfile.TemporaryDirectory(prefix="tomotrain-demo-")
-    with temporary as folder, embedded(Path(folder), environment) as address, Client(address) as client:
+    with (
+        temporary as folder,
+        embedded(Path(folder), _environment(Path(folder))) as address,
+        Client(address) as client,
+    ):
         found = show_analysis(client, sent, chosen(layout, rank, encoder, oversampling, tolerance), as_json)
         found |= _learn(client, Path(folder) / "cohort", as_json)
     if as_json:
         print(json.dumps(found, allow_nan=False))
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Ours, without an outside broker or database; what torch keeps goes with the folder."""
+    outside = ("TOMOTRAIN_BROKER_URL", "TOMOTRAIN_DB_URL")
+    kept = {name: value for name, value in os.environ.items() if name not in outside}
+    return {**kept, "TORCHINDUCTOR_CACHE_DIR": str(folder / "torch")}
 
 
 def _learn(client: Client, folder: Path, as_json: bool) -> dict[str, Any]:
