@@ -1,25 +1,26 @@
-"""`tomotrain train`, `predict` and `evaluate`, as processes: what they send, print and refuse."""
+"""`tomotrain train`, `predict` and `evaluate`: what they send, print and refuse."""
 
 from __future__ import annotations
 
 import json
-import subprocess
+import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from house import EMBED, INTERNAL, House
 
+from service.cli import main
 from service.client import Client
 from service.learning_report import evaluation_tables, prediction_rows, training_rows
 from service.schemas import JobView
 from storage.jobs import Job, JobKind, JobState, Queue
 
-COMMAND = [sys.executable, "-c", "from service.cli import main; main()"]
 NOTICE = "For research. Not a medical device."
 FIGURE = {"value": 4.25, "low": 3.5, "high": 5.0, "spread": 0.5}
 NONE = {"value": None, "low": None, "high": None, "spread": None}
@@ -128,16 +129,40 @@ def working(house: House) -> Iterator[None]:
         thread.join()
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+@dataclass(frozen=True)
+class Answer:
+    """How a command ended, and what it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Answer]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Runs a command in this process; importing everything anew takes a second."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def running(*arguments: str | Path) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["tomotrain", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = capsys.readouterr()
+        return Answer(int(end.value.code or 0), said.out, said.err)
+
+    yield running
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def words_of(text: str) -> str:
     return " ".join("".join(" " if letter in "│┃┏┓━┡┩└┘─┐┌┴┬┼┴├┤┳╇" else letter for letter in text).split())
 
 
-def assert_one_line(answer: subprocess.CompletedProcess[str], *words: str) -> None:
+def assert_one_line(answer: Answer, *words: str) -> None:
     assert answer.returncode == 2
     assert answer.stdout == ""
     (line,) = [line for line in answer.stderr.splitlines() if line.startswith("tomotrain: ")]
@@ -164,7 +189,9 @@ def url_of(house: House) -> str:
     return str(house.http.base_url)
 
 
-def test_train_sends_each_scan_once_and_prints_what_the_model_is_worth(classroom: House, table: Path) -> None:
+def test_train_sends_each_scan_once_and_prints_what_the_model_is_worth(
+    run: Run, classroom: House, table: Path
+) -> None:
     with working(classroom):
         answer = run(
             *("train", table, "--url", url_of(classroom), "--target", "age", "--unit", "years"),
@@ -210,7 +237,7 @@ def test_train_sends_each_scan_once_and_prints_what_the_model_is_worth(classroom
         assert part in words
 
 
-def test_scans_that_the_service_has_are_not_sent_again(classroom: House, table: Path) -> None:
+def test_scans_that_the_service_has_are_not_sent_again(run: Run, classroom: House, table: Path) -> None:
     with Client(url_of(classroom)) as client, working(classroom):
         known = client.upload(table.parent / "a.nii").volume.id
         table.write_text(f"scan,patient,target\na.nii,p1,1\n{known},p1,2\nb.nii,p2,3\n")
@@ -224,7 +251,7 @@ def test_scans_that_the_service_has_are_not_sent_again(classroom: House, table: 
 
 
 def test_every_scan_that_is_refused_is_named_with_its_line(
-    classroom: House, table: Path, nifti: bytes
+    run: Run, classroom: House, table: Path, nifti: bytes
 ) -> None:
     (table.parent / "a.nii").write_bytes(b"no scan at all " * 50)
     (table.parent / "b.nii").write_bytes(b"")
@@ -237,7 +264,7 @@ def test_every_scan_that_is_refused_is_named_with_its_line(
 
 
 def test_bad_tables_and_options_end_with_one_line_before_anything_is_sent(
-    classroom: House, table: Path
+    run: Run, classroom: House, table: Path
 ) -> None:
     url = ("--url", url_of(classroom))
     assert_one_line(run("train", table, "--target", "age", *url), "line 2, sex: 'M'", "--category sex=A,B")
@@ -246,7 +273,7 @@ def test_bad_tables_and_options_end_with_one_line_before_anything_is_sent(
     assert classroom.catalogue.volumes() == []
 
 
-def test_predict_sends_the_scan_and_prints_the_answer(classroom: House, table: Path) -> None:
+def test_predict_sends_the_scan_and_prints_the_answer(run: Run, classroom: House, table: Path) -> None:
     scan = table.parent / "a.nii"
     with working(classroom):
         answer = run(
@@ -276,7 +303,7 @@ def test_predict_sends_the_scan_and_prints_the_answer(classroom: House, table: P
     assert json.loads(again.stdout)["result"] == RESULTS["predict"]
 
 
-def test_evaluate_asks_about_the_whole_table(classroom: House, table: Path) -> None:
+def test_evaluate_asks_about_the_whole_table(run: Run, classroom: House, table: Path) -> None:
     with working(classroom):
         answer = run(
             *("evaluate", "job_1", table, "--url", url_of(classroom), "--target", "age"),
@@ -291,7 +318,7 @@ def test_evaluate_asks_about_the_whole_table(classroom: House, table: Path) -> N
         assert part in words
 
 
-def test_a_failed_training_ends_with_its_reason(classroom: House, table: Path) -> None:
+def test_a_failed_training_ends_with_its_reason(run: Run, classroom: House, table: Path) -> None:
     def work() -> None:
         while not (jobs := classroom.catalogue.jobs(kind="train")):
             for job in classroom.catalogue.jobs(state=JobState.QUEUED):
