@@ -20,7 +20,7 @@ PATIENTS, FOLDS = 8, 3
 SETTINGS: dict[str, Any] = {
     "steps": 300,
     "voxels": 24,
-    "batch": 2,
+    "batch": 3,
     "encoder": {"hidden": [3, 3], "features": 3},
     "readout": {"count": 600},
 }
