@@ -40,6 +40,7 @@ from models.regressors.readouts import (
     VoxelReadout,
     VoxelReadoutConfig,
 )
+from models.threads import one_thread
 from models.training import HeldOut, History, Learner, TrainingConfig, Watch, ignore, train
 from models.types import Array, Int64, Report
 
@@ -104,10 +105,11 @@ class Trained:
     histories: dict[str, History]
 
 
+@one_thread()
 def train_encoder(
     recipe: EncoderTraining, cohort: Cohort, task: Task, *, seed: int, device: torch.device, watch: Watch
 ) -> Trained:
-    """All steps; the encoder then stands still."""
+    """All steps; the encoder then stands still. With one thread: the same bits on however many cores."""
     encoder = first_encoder(recipe, cohort, task, seed=seed, device=device, report=watch.report)
     answers, covariates = Answers.of(task, cohort.targets), Scaling.of(cohort.inputs.covariates)
     beside = covariates(cohort.inputs.covariates)
