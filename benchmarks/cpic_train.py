@@ -10,7 +10,7 @@ in memory. `read_s` is the part of a step that its thread spent on reading and s
 - `paper`: the same in the paper's form: each entry on its own, 16 features, interpolated, two sweeps.
 
 `resnet3d` has whole scans, read before, and as many at once as 12 GiB, the memory that is free and 60 s per
-step allow, judged by a step with one; where one is too much, its row is an estimate by voxels.
+step allow, judged by steps with one and with two of 128^3; where one is too much, its row is judged so too.
 
 Each in a process of its own on two cores: C-PIC takes one of torch's threads, and two to read; `resnet3d` two
 of torch's. Medians of 3 steps, and one for `resnet3d`. `peak_mib` is the peak above what the process had
@@ -69,8 +69,8 @@ RECIPES = {"pooled": Cpic(), "projected": Cpic(), "paper": Cpic.paper()}
 STEPS, THREADS, SEED = 3, 2, 0
 CACHE_BYTES = 256 << 20
 MOST_S, MOST_MIB, SPARE_MIB = 60, 12 << 10, 2 << 10
-COPIES = 4
-"""Of the dense network's weights: they, their gradients, and two moments."""
+LEAST = 0.05
+"""Of what a step with one scan takes, that another scan takes at least: where noise says less."""
 PAPER_S = 17.5
 """Per scan and step, on a GPU; as published."""
 TASK, CPU = Task(), torch.device("cpu")
@@ -125,19 +125,23 @@ def show(result: dict[str, Any]) -> None:
 def dense_row(folder: Path, batch: int, rows: Mapping[str, Mapping[str, Row]]) -> Row:
     """The dense network with as many scans as there is room and time for."""
     voxels = int(folder.name) ** 3
-    before = [(int(size) ** 3, of["resnet3d"]) for size, of in rows.items() if "resnet3d" in of]
-    room = min(MOST_MIB, free_mib())
+    before = [of["resnet3d"]["costs"] for of in rows.values() if "resnet3d" in of]
     if before:
-        count, one = before[-1][0], before[-1][1]["one"]
-        seconds = one["step_s"] * voxels / count
-        mib = one["weights_mib"] + (one["peak_mib"] - one["weights_mib"]) * voxels / count
-        if seconds > MOST_S or mib > room:
-            guess = {"step_s": round(seconds, 1), "s_per_scan": round(seconds, 1), "peak_mib": round(mib)}
-            return {**guess, "batch": 1, "ran": False, "one": one}
-    one = measure("resnet3d", folder, 1)
-    each = one["peak_mib"] - one["weights_mib"]
-    most = min(batch, int((room - one["weights_mib"]) / each), int(MOST_S / one["step_s"]))
-    return {**(measure("resnet3d", folder, most) if most > 1 else one), "one": one}
+        costs = before[0]
+    else:
+        costs = costs_of(measure("resnet3d", folder, 1), measure("resnet3d", folder, 2), voxels)
+    limits = {"step_s": MOST_S, "peak_mib": min(MOST_MIB, free_mib())}
+    most = min(batch, *(int((limits[key] - fixed) / (each * voxels)) for key, (fixed, each) in costs.items()))
+    if most >= 1:
+        return {**measure("resnet3d", folder, most), "costs": costs}
+    guess = {key: round(fixed + each * voxels, 1) for key, (fixed, each) in costs.items()}
+    return {**guess, "s_per_scan": guess["step_s"], "batch": 1, "ran": False, "costs": costs}
+
+
+def costs_of(one: Row, two: Row, voxels: int) -> dict[str, tuple[float, float]]:
+    """Seconds and MiB of a step, from those with one scan and with two: (in any case, per voxel)."""
+    each = {key: max(two[key] - one[key], LEAST * one[key]) for key in ("step_s", "peak_mib")}
+    return {key: (max(one[key] - cost, 0.0), cost / voxels) for key, cost in each.items()}
 
 
 def free_mib() -> float:
@@ -185,9 +189,7 @@ def by_resnet(scans: Sequence[TimedScan]) -> Row:
     voxels = torch.stack([torch.from_numpy(whole(scan)) for scan in scans])
     voxels = voxels.to(memory_format=torch.channels_last_3d)
     learner = RowLearner(network, cohort, *answers_of(cohort), lambda numbers: voxels[numbers], CPU)
-    (row,) = timed_steps(learner, scans, 1)
-    weights = sum(weight.nbytes for weight in network.parameters()) / 2**20
-    return {**row, "weights_mib": COPIES * weights}
+    return timed_steps(learner, scans, 1)[0]
 
 
 def pooled(recipe: Cpic, cohort: Cohort) -> RowLearner:

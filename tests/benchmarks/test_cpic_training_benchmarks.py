@@ -152,20 +152,30 @@ def test_a_batch_is_measured_in_every_way(tmp_path: Path, narrow: None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "mib", "batch"), [(1.0, 1000.0, 20), (9.0, 1000.0, 6), (1.0, 1900.0, 10), (70.0, 1000.0, 1)]
+    ("seconds", "mib", "batch", "larger"),
+    [
+        (1.0, 100.0, 20, 7),
+        (5.0, 100.0, 11, 1),
+        (1.0, 1000.0, 10, 1),
+        (50.0, 100.0, 1, 0),
+        (1.0, 9000.0, 1, 0),
+    ],
 )
 def test_the_dense_batch_is_as_large_as_time_and_memory_allow(
-    seconds: float, mib: float, batch: int, monkeypatch: pytest.MonkeyPatch
+    seconds: float, mib: float, batch: int, larger: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpic_train, "MOST_MIB", 10_900)
     monkeypatch.setattr(cpic_train, "free_mib", lambda: 1e6)
 
     def measured(way: str, folder: Path, batch: int) -> dict[str, object]:
-        return {"step_s": seconds * batch, "peak_mib": mib, "weights_mib": 900.0, "batch": batch, "ran": True}
+        scans = batch * (int(folder.name) / 128) ** 3
+        return {"step_s": 3 + seconds * scans, "peak_mib": 900 + mib * scans, "batch": batch, "ran": True}
 
     monkeypatch.setattr(cpic_train, "measure", measured)
     row = cpic_train.dense_row(Path("128"), 20, {})
     assert row["batch"] == batch
-    larger = cpic_train.dense_row(Path("256"), 20, {"128": {"resnet3d": row}})
-    assert larger["ran"] == (8 * seconds <= 60 and 900 + 8 * (mib - 900) <= 10_900)
-    assert larger["step_s"] == (8 * seconds if not larger["ran"] else seconds * larger["batch"])
+    after = cpic_train.dense_row(Path("256"), 20, {"128": {"resnet3d": row}})
+    assert after["ran"] == (larger > 0)
+    assert after["batch"] == max(1, larger)
+    assert after["step_s"] == pytest.approx(3 + 8 * seconds * after["batch"])
+    assert after["peak_mib"] == pytest.approx(900 + 8 * mib * after["batch"])
