@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from storage.tidy import store_key
 from storage.volume import Volume
 
 LEASE_S = 1.0
+BRIEFLY_S = 0.2
 SHAPE = (160, 192, 160)
 LEVELS = [0, pytest.param(1, marks=pytest.mark.slow)]
 
@@ -33,7 +37,7 @@ def test_the_second_worker_s_result_stands(
     until((tmp_path / store_key(volume.id, 1) / str(level) / "c").exists, pause_s=0.002)
     job = truth.job(job.id)
     paused = workers[str(job.worker)]
-    paused.pause()
+    pause_between_writes(paused, tmp_path / "catalogue.db")
     assert truth.job(job.id).state is JobState.RUNNING
     ended = bell.succeeded(job)
     assert (ended.attempt, ended.worker != job.worker) == (2, True)
@@ -50,3 +54,23 @@ def test_the_second_worker_s_result_stands(
     after = truth.submit("embed", {"rank": 3, "held_out": 100}, volume_id=volume.id)
     bell.ring(after)
     bell.succeeded(after)
+
+
+def pause_between_writes(worker: Worker, database: Path) -> None:
+    """Pause it where it holds no lock of SQLite's: nobody could write until it goes on."""
+    worker.pause()
+    while locked(database):
+        worker.resume()
+        time.sleep(BRIEFLY_S / 10)
+        worker.pause()
+
+
+def locked(database: Path) -> bool:
+    """Whether a process holds the lock for writing, and does not give it back."""
+    with closing(sqlite3.connect(database, timeout=BRIEFLY_S)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+        connection.rollback()
+        return False
