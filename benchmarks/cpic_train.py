@@ -10,7 +10,7 @@ in memory. `read_s` is the part of a step that its thread spent on reading and s
 - `paper`: the same in the paper's form: each entry on its own, 16 features, interpolated, two sweeps.
 
 `resnet3d` has whole scans, read before, and as many at once as 12 GiB, the memory that is free and 60 s per
-step allow, judged by steps with one and with two of 128^3; where one is too much, its row is judged so too.
+step allow, judged by steps with two and with four of 128^3; where one is too much, its row is judged so too.
 
 Each in a process of its own on two cores: C-PIC takes one of torch's threads, and two to read; `resnet3d` two
 of torch's. Medians of 3 steps, and one for `resnet3d`. `peak_mib` is the peak above what the process had
@@ -69,8 +69,9 @@ RECIPES = {"pooled": Cpic(), "projected": Cpic(), "paper": Cpic.paper()}
 STEPS, THREADS, SEED = 3, 2, 0
 CACHE_BYTES = 256 << 20
 MOST_S, MOST_MIB, SPARE_MIB = 60, 12 << 10, 2 << 10
+FEW = (2, 4)
 LEAST = 0.05
-"""Of what a step with one scan takes, that another scan takes at least: where noise says less."""
+"""Of what a step with few scans takes, that another scan takes at least: where noise says less."""
 PAPER_S = 17.5
 """Per scan and step, on a GPU; as published."""
 TASK, CPU = Task(), torch.device("cpu")
@@ -129,7 +130,7 @@ def dense_row(folder: Path, batch: int, rows: Mapping[str, Mapping[str, Row]]) -
     if before:
         costs = before[0]
     else:
-        costs = costs_of(measure("resnet3d", folder, 1), measure("resnet3d", folder, 2), voxels)
+        costs = costs_of(*(measure("resnet3d", folder, few) for few in FEW), voxels=voxels)
     limits = {"step_s": MOST_S, "peak_mib": min(MOST_MIB, free_mib())}
     most = min(batch, *(int((limits[key] - fixed) / (each * voxels)) for key, (fixed, each) in costs.items()))
     if most >= 1:
@@ -138,10 +139,13 @@ def dense_row(folder: Path, batch: int, rows: Mapping[str, Mapping[str, Row]]) -
     return {**guess, "s_per_scan": guess["step_s"], "batch": 1, "ran": False, "costs": costs}
 
 
-def costs_of(one: Row, two: Row, voxels: int) -> dict[str, tuple[float, float]]:
-    """Seconds and MiB of a step, from those with one scan and with two: (in any case, per voxel)."""
-    each = {key: max(two[key] - one[key], LEAST * one[key]) for key in ("step_s", "peak_mib")}
-    return {key: (max(one[key] - cost, 0.0), cost / voxels) for key, cost in each.items()}
+def costs_of(few: Row, more: Row, *, voxels: int) -> dict[str, tuple[float, float]]:
+    """Seconds and MiB of a step, from those with few and with more scans: (in any case, per voxel)."""
+    costs = {}
+    for key in ("step_s", "peak_mib"):
+        scan = max((more[key] - few[key]) / (more["batch"] - few["batch"]), LEAST * few[key])
+        costs[key] = max(few[key] - few["batch"] * scan, 0.0), scan / voxels
+    return costs
 
 
 def free_mib() -> float:
