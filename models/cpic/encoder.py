@@ -109,9 +109,10 @@ class CpicEncoder(nn.Module):
     """The paper's network: four 3^3 convolutions without padding, ReLU between them, a sigmoid at the end.
 
     Takes boxes of at least 9^3 voxels, standardised per scan. Weights are drawn from `seed` alone (He normal,
-    biases zero): torch's own random state is neither read nor changed. Ours: other `hidden` widths, no
-    `sigmoid`, and with `intensity` the mean of each input channel over the cube as a further feature: what is
-    coarse need not be learned, and is not lost.
+    biases zero): torch's own random state is neither read nor changed. Ours: other `hidden` widths, a
+    `negative_slope` of the rectifiers, without which narrow layers are born dead to some tasks, no `sigmoid`,
+    and with `intensity` the mean of each input channel over the cube as a further feature: what is coarse
+    need not be learned, and is not lost.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class CpicEncoder(nn.Module):
         seed: int,
         *,
         hidden: Sequence[int] = HIDDEN_CHANNELS,
+        negative_slope: float = 0.0,
         sigmoid: bool = True,
         intensity: bool = False,
     ) -> None:
@@ -130,12 +132,12 @@ class CpicEncoder(nn.Module):
         layers: list[nn.Module] = []
         for before, after in pairwise(self.widths):
             layers.append(_empty_conv(before, after))
-            layers.append(nn.ReLU(inplace=True))
+            layers.append(_rectifier(negative_slope))
         self.layers = nn.Sequential(*layers[:-1], *([nn.Sigmoid()] if sigmoid else []))
         generator = torch.Generator().manual_seed(seed)
         for layer in self.layers:
             if isinstance(layer, nn.Conv3d):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+                nn.init.kaiming_normal_(layer.weight, a=negative_slope, generator=generator)
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     @property
@@ -157,6 +159,11 @@ class CpicEncoder(nn.Module):
             )
         learned: Tensor = self.layers(boxes)
         return torch.cat([learned, _means(boxes, self.cube_size)], dim=1) if self.intensity else learned
+
+
+def _rectifier(negative_slope: float) -> nn.Module:
+    """The paper's where there is no slope."""
+    return nn.LeakyReLU(negative_slope, inplace=True) if negative_slope else nn.ReLU(inplace=True)
 
 
 def _means(boxes: Float[Tensor, "n c z y x"], size: int) -> Float[Tensor, "n c zo yo xo"]:

@@ -49,7 +49,9 @@ class Cpic(EncoderTraining):
         """As published: a scalar QTT of rank 10, anchors, perceptron, no start by pooled moments."""
         fibres = FibreConfig(layout="qtt", sampling="scalar", rank=10, oversampling=1.0, sweeps=2)
         return cls(
-            encoder=EncoderConfig(hidden=(5, 15, 25), features=16, sigmoid=True, intensity=False),
+            encoder=EncoderConfig(
+                hidden=(5, 15, 25), features=16, negative_slope=0.0, sigmoid=True, intensity=False
+            ),
             starts=1,
             steps=0,
             projected_steps=200,

@@ -30,7 +30,8 @@ from models.regressors.settings import recipe_of, settings_of
 from models.training import History
 from models.types import Array, CubeSource
 
-SCHEMA = 1
+SCHEMA = 2
+"""2: encoders have a negative slope."""
 
 
 @dataclass(frozen=True, eq=False)

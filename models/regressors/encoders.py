@@ -45,12 +45,13 @@ LIMIT = 4.0
 class EncoderConfig:
     """The network that looks at cubes; see `CpicEncoder`. Raises InvalidConfig, naming the setting.
 
-    The paper's is (5, 15, 25) with a sigmoid and without the intensity. The smaller one here takes two fifths
-    of its multiplications.
+    The paper's is (5, 15, 25) with a sigmoid, without a slope and without the intensity. The smaller one here
+    takes two fifths of its multiplications.
     """
 
     hidden: tuple[int, ...] = (5, 8, 8)
     features: int = 8
+    negative_slope: float = 0.1
     sigmoid: bool = False
     intensity: bool = True
 
@@ -59,6 +60,8 @@ class EncoderConfig:
             raise InvalidConfig("hidden", self.hidden, "1 to 8 widths of at least 1")
         if not 1 <= self.features <= 256:
             raise InvalidConfig("features", self.features, "between 1 and 256")
+        if not 0 <= self.negative_slope < 1:
+            raise InvalidConfig("negative_slope", self.negative_slope, "from 0 to below 1")
 
     def network(self, channels: int, seed: int, device: torch.device) -> CpicEncoder:
         """With weights from the seed."""
@@ -67,6 +70,7 @@ class EncoderConfig:
             self.features,
             seed,
             hidden=self.hidden,
+            negative_slope=self.negative_slope,
             sigmoid=self.sigmoid,
             intensity=self.intensity,
         )

@@ -26,6 +26,7 @@ from models.errors import InvalidConfig
 from models.learning.cohort import Cohort, Inputs
 from models.learning.task import LEVELS, Task
 from models.regressors import encoders
+from models.regressors.cpic import Cpic
 from models.regressors.encoders import (
     EncoderConfig,
     EncoderWithHead,
@@ -149,8 +150,23 @@ def test_an_encoder_has_the_widths_that_it_was_asked_for(hidden: tuple[int, ...]
     assert bool((made[:, :7] < 0).any())  # no sigmoid, no ReLU at the end
 
 
+def test_with_a_negative_slope_no_start_has_units_that_nothing_moves() -> None:
+    boxes = cubes(40, 1, 9)
+
+    def still(config: EncoderConfig, seed: int) -> int:
+        """How many units' weights take no gradient from any cube."""
+        made = config.network(1, seed, CPU)
+        directions = torch.randn(40, made.features, generator=torch.Generator().manual_seed(seed))
+        (made(boxes).flatten(1) * directions).sum().backward()
+        return sum(int((w.grad == 0).flatten(1).all(dim=1).sum()) for w in made.parameters() if w.ndim > 1)
+
+    assert not any(still(EncoderConfig(), seed) for seed in range(40))
+    assert any(still(EncoderConfig(negative_slope=0.0), seed) for seed in range(40))
+
+
 def test_the_papers_encoder_ends_with_a_sigmoid_and_has_no_intensity() -> None:
-    config = EncoderConfig((5, 15, 25), 16, sigmoid=True, intensity=False)
+    config = Cpic.paper().encoder
+    assert config == EncoderConfig((5, 15, 25), 16, 0.0, sigmoid=True, intensity=False)
     made = config.network(1, 0, CPU)(100 * cubes(20, 1, 9))
     assert made.shape == (20, 16, 1, 1, 1)
     low, high = float(made.detach().min()), float(made.detach().max())
