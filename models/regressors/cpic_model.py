@@ -95,7 +95,7 @@ class CpicModel:
         features, where = seen.features(), self.readout.blocks[self.block]
         gradient = np.zeros_like(features)
         gradient[where] = self.head.gradient(features[where], covariates)
-        return with_distance(self.readout.told(seen, gradient), self.head, features[where])
+        return with_distance(self.readout.look_of(seen, gradient), self.head, features[where])
 
     def tensors(self) -> dict[str, Array]:
         """See `Model`."""

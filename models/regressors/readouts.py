@@ -129,9 +129,9 @@ class Readout(ABC):
     ) -> Look:
         """What stands behind an answer that changes with the features as `gradient` says."""
         seen = self.see(scan)
-        return self.told(seen, gradient(seen.features()))
+        return self.look_of(seen, gradient(seen.features()))
 
-    def told(self, seen: Seen, gradient: Float64[Array, " p"]) -> Look:
+    def look_of(self, seen: Seen, gradient: Float64[Array, " p"]) -> Look:
         """The same, of what was seen."""
         distance, percentile = self.distance(seen) or (None, None)
         return Look(
