@@ -60,7 +60,9 @@ class ResNet(RowNetwork):
         places = nn.functional.max_pool3d(self.stem(seen).relu_(), 3, stride=2, padding=1)
         return self.blocks(places).mean(dim=(2, 3, 4))  # type: ignore[no-any-return]
 
-    def told(self, features: Float[Tensor, "n f"], covariates: Float[Tensor, "n t"]) -> Float[Tensor, "n o"]:
+    def outputs_of(
+        self, features: Float[Tensor, "n f"], covariates: Float[Tensor, "n t"]
+    ) -> Float[Tensor, "n o"]:
         """Outputs of rows."""
         return self.outputs(torch.cat([features, covariates], dim=1))  # type: ignore[no-any-return]
 

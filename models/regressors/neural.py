@@ -84,7 +84,9 @@ class RowNetwork(nn.Module):
         """Of scans."""
         raise NotImplementedError
 
-    def told(self, features: Float[Tensor, "n f"], covariates: Float[Tensor, "n t"]) -> Float[Tensor, "n o"]:
+    def outputs_of(
+        self, features: Float[Tensor, "n f"], covariates: Float[Tensor, "n t"]
+    ) -> Float[Tensor, "n o"]:
         """Outputs of rows."""
         raise NotImplementedError
 
@@ -92,7 +94,7 @@ class RowNetwork(nn.Module):
         self, seen: Tensor, covariates: Float[Tensor, "n t"], scan_of: Tensor
     ) -> Float[Tensor, "n o"]:
         """Outputs of rows; row i is of the scan `scan_of[i]`."""
-        return self.told(self.features(seen)[scan_of], covariates)
+        return self.outputs_of(self.features(seen)[scan_of], covariates)
 
     def seeded(self, seed: int) -> None:
         """Draw what a step draws from this seed; most draw nothing."""
@@ -171,7 +173,7 @@ def predicted(
         for scan in np.unique(inputs.scan_of):
             features = network.features(look(np.array([scan])))
             for row in np.flatnonzero(inputs.scan_of == scan).tolist():
-                outputs[row] = network.told(features, beside[row : row + 1])[0]
+                outputs[row] = network.outputs_of(features, beside[row : row + 1])[0]
     return answers.from_outputs(outputs)
 
 

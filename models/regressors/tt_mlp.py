@@ -106,7 +106,9 @@ class Perceptron(RowNetwork):
         """As they are."""
         return seen
 
-    def told(self, features: Float[Tensor, "n q"], covariates: Float[Tensor, "n t"]) -> Float[Tensor, "n o"]:
+    def outputs_of(
+        self, features: Float[Tensor, "n q"], covariates: Float[Tensor, "n t"]
+    ) -> Float[Tensor, "n o"]:
         """Outputs of rows."""
         return self.head(features, covariates if covariates.shape[1] else None)  # type: ignore[no-any-return]
 
@@ -148,7 +150,7 @@ class TtMlpModel:
 
         def gradient(features: Float64[Array, " q"]) -> Float64[Array, " q"]:
             seen = self._seen(features).requires_grad_()
-            outputs = self._network.told(seen, beside)
+            outputs = self._network.outputs_of(seen, beside)
             (slopes,) = torch.autograd.grad(self._explained(outputs[0]), seen)
             varies = self._scaling.deviation > 0
             scales = np.where(varies, self._scaling.deviation, np.inf)

@@ -150,7 +150,7 @@ def test_saliency_is_gradient_times_value(recipe: Any) -> None:
         if recipe is RIDGE:
             return float(model.head.predict(features[None], covariates[None])[0, 0])
         beside = torch.from_numpy(model._covariates(covariates[None])).float()
-        outputs = model._network.told(model._seen(features), beside)
+        outputs = model._network.outputs_of(model._seen(features), beside)
         return float(model._answers.from_outputs(outputs)[0, 0])
 
     along = features - at_zero
