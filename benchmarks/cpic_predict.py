@@ -50,9 +50,9 @@ from models.learning.preparation import Preparation, PreparationConfig
 from models.learning.task import Task
 from models.regressors.cpic import Cpic
 from models.regressors.cpic_model import CpicModel
-from models.regressors.networks import ResNet
 from models.regressors.neural import Answers, Scaling
 from models.regressors.readouts import FibreReadout, FibreReadoutConfig
+from models.regressors.resnet import ResNet
 from models.regressors.resnet3d import ResNet3dModel
 from models.training import Watch
 from models.tt.train import TensorTrain, stacked

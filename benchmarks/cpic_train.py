@@ -56,8 +56,8 @@ from models.regressors.encoders import (
     calibrated,
     linear_outputs,
 )
-from models.regressors.networks import ResNet
 from models.regressors.neural import Answers, RowLearner
+from models.regressors.resnet import ResNet
 from models.threads import one_thread
 from models.training import Step, TrainingConfig
 from models.types import Array, Int64, Size

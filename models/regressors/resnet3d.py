@@ -1,4 +1,4 @@
-"""The dense baseline: a 3-D ResNet-34 that is trained on whole scans (`networks`)."""
+"""The dense baseline: a 3-D ResNet-34 that is trained on whole scans (`resnet`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from models.learning.task import Task
 from models.regressors.base import Look
 from models.regressors.dense import whole
 from models.regressors.linear_model import refuse_other, refuse_task
-from models.regressors.networks import DEPTHS, ResNet, least_places
 from models.regressors.neural import (
     Answers,
     LookAt,
@@ -29,6 +28,7 @@ from models.regressors.neural import (
     refuse_covariates,
     weights_of,
 )
+from models.regressors.resnet import DEPTHS, ResNet, least_places
 from models.regressors.settings import recipe_of
 from models.training import TrainingConfig, Watch, train
 from models.types import Array, CubeSource, Int64

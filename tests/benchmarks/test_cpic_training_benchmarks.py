@@ -17,8 +17,8 @@ from benchmarks.stored_scans import BodyScan, body, make
 from models.cpic.fibres import FibreConfig
 from models.regressors.cpic import Cpic
 from models.regressors.encoders import EncoderConfig, ProjectionConfig
-from models.regressors.networks import ResNet
 from models.regressors.readouts import FibreReadoutConfig
+from models.regressors.resnet import ResNet
 from storage.volume import Volume
 from workers.scans import Readers
 

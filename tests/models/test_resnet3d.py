@@ -14,7 +14,7 @@ from models.errors import InvalidConfig, InvalidShape, SourceFailed
 from models.learning.cohort import Cohort, Inputs
 from models.learning.task import Task
 from models.regressors.base import Model
-from models.regressors.networks import ResNet, least_places
+from models.regressors.resnet import ResNet, least_places
 from models.regressors.resnet3d import ResNet3d
 from models.training import TrainingConfig, Watch
 
