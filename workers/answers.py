@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from models.learning.conformal import Conformal
-from models.learning.task import LEVELS, Task
+from models.learning.task import QUANTILE_LEVELS, Task
 from models.types import Array
 from workers.cohorts import Row
 
@@ -34,7 +34,7 @@ def answers_csv(
     """
     names = {
         "mean": ["answer"],
-        "quantiles": [f"quantile {level:g}" for level in LEVELS],
+        "quantiles": [f"quantile {level:g}" for level in QUANTILE_LEVELS],
         "classes": [f"probability of {name}" for name in task.classes],
     }[task.kind]
     columns = [outputs]

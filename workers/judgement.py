@@ -10,8 +10,7 @@ from jaxtyping import Bool, Float64
 
 from models.learning.conformal import LEVELS, Conformal
 from models.learning.metrics import Interval, Metric, interval
-from models.learning.task import LEVELS as QUANTILES
-from models.learning.task import Task
+from models.learning.task import QUANTILE_LEVELS, Task
 from models.types import Array, Int64
 
 BINS = 5
@@ -70,7 +69,7 @@ def calibration(outputs: Float64[Array, "n o"], targets: Float64[Array, " n"], t
         below = (targets[:, None] <= outputs).mean(axis=0).tolist()
         return [
             Bin(f"quantile {level:g}", len(targets), level, share)
-            for level, share in zip(QUANTILES, below, strict=True)
+            for level, share in zip(QUANTILE_LEVELS, below, strict=True)
         ]
     return [
         _bin(name, outputs[:, number], (targets == number).astype(np.float64), rows)

@@ -26,7 +26,7 @@ from models.learning.principal import (
     principal_axes,
 )
 from models.learning.saved import digest, refuse_mixed
-from models.learning.task import LEVELS, Task
+from models.learning.task import QUANTILE_LEVELS, Task
 from models.types import Array, Int64
 
 SCHEMA = 1
@@ -75,9 +75,9 @@ class PenaltyChoice:
 class LinearHead:
     """Scores a + (x - centre) w + (c - free_centre) v, (m, k), and what a task makes of them.
 
-    `mean`: k = 1, the score. `quantiles`: k = 1, the score and `offsets`, the quantiles at `LEVELS` of its
-    errors out of inner folds, so that they are in order; their distance is the same for all rows. `classes`:
-    k classes, the softmax of the scores.
+    `mean`: k = 1, the score. `quantiles`: k = 1, the score and `offsets`, the quantiles at `QUANTILE_LEVELS`
+    of its errors out of inner folds, so that they are in order; their distance is the same for all rows.
+    `classes`: k classes, the softmax of the scores.
     """
 
     task: Task
@@ -94,6 +94,7 @@ class LinearHead:
     patients: int
 
     @classmethod
+    @one_thread()
     def fit(
         cls,
         features: Float64[Array, "n p"],
@@ -283,11 +284,12 @@ def _solved_means(given: _Rows, task: Task) -> _Solved:
     rms = np.sqrt(np.square(errors).mean(axis=0))
     choice = PenaltyChoice.least(PENALTIES, rms, matters=given.vary)
     path, penalty = ridge.RidgePath.of(given.rows, given.free, given.targets), np.array([choice.penalty])
+    levels = QUANTILE_LEVELS if task.kind == "quantiles" else ()
     return _Solved(
         weights=path.weights(penalty),
         free_weights=path.free_weights(penalty),
         intercept=np.array([path.target_mean]),
-        offsets=np.quantile(errors[:, choice.at], LEVELS) if task.kind == "quantiles" else np.zeros(0),
+        offsets=np.quantile(errors[:, choice.at], levels),
         choice=choice,
     )
 

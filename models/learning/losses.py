@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.errors import InvalidShape
-from models.learning.task import LEVELS, Task
+from models.learning.task import QUANTILE_LEVELS, Task
 
 
 def losses(
@@ -33,11 +33,11 @@ def losses(
 
 
 def pinball(quantiles: Float[Tensor, "n q"], targets: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """max(l (y - q), (l - 1) (y - q)), averaged over the levels l of `LEVELS` (Koenker & Bassett, 1978).
+    """max(l (y - q), (l - 1) (y - q)), averaged over l in `QUANTILE_LEVELS` (Koenker & Bassett, 1978).
 
     Its mean is least where q is the l-quantile of y.
     """
-    levels = quantiles.new_tensor(LEVELS)
+    levels = quantiles.new_tensor(QUANTILE_LEVELS)
     missed = targets[:, None] - quantiles
     return torch.maximum(levels * missed, (levels - 1) * missed).mean(dim=1)
 

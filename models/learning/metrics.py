@@ -23,7 +23,7 @@ from jaxtyping import Float64
 
 from models.errors import InvalidConfig, InvalidShape
 from models.learning.folds import patient_numbers
-from models.learning.task import LEVELS, Task
+from models.learning.task import QUANTILE_LEVELS, Task
 from models.types import Array
 
 LEVEL = 0.95
@@ -171,7 +171,7 @@ def _errors(outputs: Array, targets: Array) -> Float64[Array, " n"]:
 
 def _pinballs(outputs: Array, targets: Array) -> Float64[Array, " n"]:
     missed = targets[:, None] - outputs
-    levels = np.array(LEVELS)
+    levels = np.array(QUANTILE_LEVELS)
     return np.asarray(np.maximum(levels * missed, (levels - 1) * missed).mean(axis=1))
 
 

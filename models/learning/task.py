@@ -8,7 +8,7 @@ from typing import Any
 from models.errors import InvalidConfig
 
 KINDS = ("mean", "quantiles", "classes")
-LEVELS = (0.2, 0.5, 0.8)
+QUANTILE_LEVELS = (0.2, 0.5, 0.8)
 """The quantiles of the paper's lung cohort: the middle one is the prediction, the outer ones its spread."""
 
 
@@ -17,7 +17,7 @@ class Task:
     """The kind of answer. Outputs of a row are
 
     - `mean`: (1,), the expected target;
-    - `quantiles`: (3,), its quantiles at `LEVELS`, in order;
+    - `quantiles`: (3,), its quantiles at `QUANTILE_LEVELS`, in order;
     - `classes`: (classes,), their probabilities, in the order of `classes`.
 
     Raises InvalidConfig for another kind, and for fewer than two classes.
@@ -39,4 +39,4 @@ class Task:
     @property
     def outputs(self) -> int:
         """Numbers in an answer."""
-        return {"mean": 1, "quantiles": len(LEVELS), "classes": len(self.classes)}[self.kind]
+        return {"mean": 1, "quantiles": len(QUANTILE_LEVELS), "classes": len(self.classes)}[self.kind]

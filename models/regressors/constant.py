@@ -13,7 +13,7 @@ from jaxtyping import Float64
 from models.errors import InvalidShape
 from models.learning.cohort import Cohort, Inputs
 from models.learning.saved import digest
-from models.learning.task import LEVELS, Task
+from models.learning.task import QUANTILE_LEVELS, Task
 from models.regressors.base import Look
 from models.regressors.linear_model import refuse_other, refuse_task
 from models.regressors.settings import recipe_of
@@ -27,7 +27,7 @@ PRIOR = 0.5
 
 @dataclass(frozen=True)
 class Constant:
-    """The training's mean, its quantiles at `LEVELS`, or its classes' shares."""
+    """The training's mean, its quantiles at `QUANTILE_LEVELS`, or its classes' shares."""
 
     name: ClassVar[str] = "constant"
 
@@ -86,4 +86,4 @@ def _answer(targets: Float64[Array, " n"], task: Task) -> Float64[Array, " outpu
     if task.kind == "classes":
         counts = np.bincount(targets.astype(np.int64), minlength=task.outputs) + PRIOR
         return np.asarray(counts / counts.sum())
-    return np.quantile(targets, LEVELS) if task.kind == "quantiles" else targets.mean(keepdims=True)
+    return np.quantile(targets, QUANTILE_LEVELS) if task.kind == "quantiles" else targets.mean(keepdims=True)

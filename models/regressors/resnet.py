@@ -30,9 +30,9 @@ Strides = tuple[int, int, int]
 class ResNet(RowNetwork):
     """Volumes (b, c, Z, Y, X) and covariates (b, t) to outputs (b, o); covariates join at the last layer.
 
-    Weights are drawn from `seed` alone (He normal by fan-out, normalisations the identity): torch's own random
-    state is neither read nor changed. Raises InvalidConfig for a depth that is not in `DEPTHS`, or a width
-    below 1.
+    Weights are drawn from `seed` alone (He normal by fan-out, normalisations the identity): torch's own
+    random state is neither read nor changed. Raises InvalidConfig for a depth that is not in `DEPTHS`, or a
+    width below 1.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ from models.cpic.random_voxels import draw
 from models.cpic.strategies import Randomly
 from models.errors import InvalidConfig
 from models.learning.cohort import Cohort, Inputs
-from models.learning.task import LEVELS, Task
+from models.learning.task import QUANTILE_LEVELS, Task
 from models.regressors import encoders
 from models.regressors.cpic import Cpic
 from models.regressors.encoders import (
@@ -257,7 +257,7 @@ def by_the_formula(learner: PooledLearner, made: Cohort, task: Task, items: Arra
         return -outputs.log_softmax(dim=1)[range(len(rows)), targets.long()].mean()
     if task is MEAN:
         return (outputs[:, 0] - targets).square().mean()
-    missed, levels = targets[:, None] - outputs, torch.tensor(LEVELS, dtype=torch.float64)
+    missed, levels = targets[:, None] - outputs, torch.tensor(QUANTILE_LEVELS, dtype=torch.float64)
     return torch.where(missed > 0, levels * missed, (levels - 1) * missed).mean()
 
 

@@ -12,7 +12,7 @@ from models.learning import logistic
 from models.learning.folds import patient_folds, patient_numbers
 from models.learning.linear import CLASS_PENALTIES, INNER_FOLDS, PENALTIES, LinearHead, leave_one_out
 from models.learning.principal import Standard
-from models.learning.task import LEVELS, Task
+from models.learning.task import QUANTILE_LEVELS, Task
 from models.types import Array
 
 MEAN, QUANTILES = Task("mean"), Task("quantiles")
@@ -159,7 +159,7 @@ def test_quantiles_are_those_of_the_errors_out_of_inner_folds() -> None:
     fresh, free, truth, _ = cohort(5, patients=4000, seed=0)
     truth = truth + np.random.default_rng(1).exponential(2, len(truth))
     below = (truth[:, None] <= head.predict(fresh, free)).mean(axis=0)
-    assert below == pytest.approx(LEVELS, abs=0.06)
+    assert below == pytest.approx(QUANTILE_LEVELS, abs=0.06)
 
 
 @pytest.mark.parametrize("features", [4, 60])

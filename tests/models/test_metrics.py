@@ -11,7 +11,7 @@ import torch
 from models.errors import InvalidConfig, InvalidShape
 from models.learning import metrics as m
 from models.learning.losses import answers, losses, pinball
-from models.learning.task import LEVELS, Task
+from models.learning.task import QUANTILE_LEVELS, Task
 from models.types import Array
 
 MEAN, QUANTILES, CLASSES = Task("mean"), Task("quantiles"), Task("classes", ("a", "b", "c"))
@@ -108,7 +108,7 @@ def test_row_losses_average_to_what_regressors_are_compared_by() -> None:
 
 def test_the_pinball_loss_is_least_at_the_quantiles() -> None:
     y = torch.from_numpy(np.random.default_rng(0).exponential(size=2001))
-    best = torch.quantile(y, torch.tensor(LEVELS, dtype=torch.float64))
+    best = torch.quantile(y, torch.tensor(QUANTILE_LEVELS, dtype=torch.float64))
     least = float(pinball(best.expand(len(y), 3), y).mean())
     for step in (-0.01, 0.01):
         for k in range(3):

@@ -16,7 +16,7 @@ from small_cohorts import Killed, KilledAt
 from models.errors import InvalidConfig, InvalidShape
 from models.learning.cohort import Cohort, Inputs
 from models.learning.linear import LinearHead
-from models.learning.task import LEVELS, Task
+from models.learning.task import QUANTILE_LEVELS, Task
 from models.regressors import REGRESSORS
 from models.regressors.base import Look
 from models.regressors.constant import Constant
@@ -90,7 +90,7 @@ def test_the_constant_is_the_mean_the_quantiles_or_the_shares() -> None:
         if task is CLASSES:
             assert told[0] == pytest.approx((np.bincount(y.astype(int), minlength=3) + 0.5) / 61.5)
         else:
-            assert told[0] == pytest.approx([y.mean()] if task is MEAN else np.quantile(y, LEVELS))
+            assert told[0] == pytest.approx([y.mean()] if task is MEAN else np.quantile(y, QUANTILE_LEVELS))
 
 
 def test_a_class_that_never_came_is_not_impossible() -> None:

@@ -16,7 +16,7 @@ from models.errors import refuse_non_finite
 from models.learning.cohort import Inputs
 from models.learning.conformal import LEVELS as CONFORMAL_LEVELS
 from models.learning.preparation import Caveat, PreparedScan
-from models.learning.task import LEVELS
+from models.learning.task import QUANTILE_LEVELS
 from models.regressors.base import Look, Saliency
 from models.types import Array
 from storage.jobs import Artifact, Progress, Queue
@@ -274,7 +274,8 @@ def _answer(trained: TrainedModel, answer: Float64[Array, " o"]) -> dict[str, An
     ]
     if task.kind == "quantiles":
         told["quantiles"] = [
-            Quantile(level=level, value=value) for level, value in zip(LEVELS, answer.tolist(), strict=True)
+            Quantile(level=level, value=value)
+            for level, value in zip(QUANTILE_LEVELS, answer.tolist(), strict=True)
         ]
     return told
 
