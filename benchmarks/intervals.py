@@ -24,7 +24,7 @@ from jaxtyping import Float64
 
 from benchmarks.cohorts import REAL, MadeCohort, Protocol, controls, phantom_heads, spots, spread
 from benchmarks.targets import Target, judged, show_targets
-from models.learning.conformal import LEVELS, Conformal, cv_plus
+from models.learning.conformal import COVERAGES, Conformal, cv_plus
 from models.learning.folds import Split, patient_folds, patient_numbers
 from models.learning.linear import LinearHead
 from models.learning.preparation import Preparation, PreparationConfig
@@ -208,7 +208,7 @@ def by_split(rows: Rows, split: Split, answer: Answer) -> Covered:
     patients = [rows.patients[row] for row in split.calibration.tolist()]
     found = Conformal.of(answer(split.calibration), rows.targets[split.calibration], patients, TASK)
     told = answer(split.test)
-    bands = np.stack([found.intervals(told, level) for level in LEVELS])
+    bands = np.stack([found.intervals(told, level) for level in COVERAGES])
     return Covered.of(bands, rows.targets[split.test])
 
 
@@ -222,7 +222,7 @@ def by_cv_plus(rows: Rows, split: Split) -> Covered:
     for fold, answer in enumerate(answers):
         own[folds == fold] = answer(known[folds == fold])
     told = np.stack([answer(split.test) for answer in answers])
-    bands = [cv_plus(told, own, rows.targets[known], folds, patients, TASK, level) for level in LEVELS]
+    bands = [cv_plus(told, own, rows.targets[known], folds, patients, TASK, level) for level in COVERAGES]
     return Covered.of(np.stack(bands), rows.targets[split.test])
 
 
@@ -236,13 +236,13 @@ def table(found: Sequence[Covered]) -> list[dict[str, float]]:
     }
     return [
         {"level": level, **{name: round(float(values[k]), 4) for name, values in columns.items()}}
-        for k, level in enumerate(LEVELS)
+        for k, level in enumerate(COVERAGES)
     ]
 
 
 def noise(found: Sequence[Covered]) -> list[float]:
     """How much the coverage of `SPLITS` splits deviates from that of as many others, level by level."""
-    coverage = np.array([each.coverage for each in found]).reshape(-1, SPLITS, len(LEVELS))
+    coverage = np.array([each.coverage for each in found]).reshape(-1, SPLITS, len(COVERAGES))
     return [round(float(each), 4) for each in coverage.mean(axis=1).std(axis=0, ddof=1)]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from models.learning.conformal import LEVELS, Conformal
+from models.learning.conformal import COVERAGES, Conformal
 from models.learning.metrics import Interval, Metric, interval
 from models.learning.task import QUANTILE_LEVELS, Task
 from models.types import Array, Int64
@@ -49,7 +49,7 @@ def coverage(
     seed: int,
 ) -> Iterator[tuple[float, Interval]]:
     """For each level the share of truths in the model's interval, or set, with its own interval."""
-    for level in LEVELS:
+    for level in COVERAGES:
         held = _held(conformal, outputs, targets, level).astype(np.float64)
         share = Metric(
             "coverage",

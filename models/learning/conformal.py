@@ -32,7 +32,8 @@ from models.learning.folds import patient_numbers
 from models.learning.task import Task
 from models.types import Array, Int64
 
-LEVELS = (0.8, 0.9, 0.95)
+COVERAGES = (0.8, 0.9, 0.95)
+"""Shares of truths that intervals are to hold."""
 ROUNDING = 1e-9
 """Of a count of patients: (K + 1) level is a whole number where it is one but for rounding."""
 
@@ -65,7 +66,7 @@ class Conformal:
         task: Task,
         *,
         method: str = "split",
-        levels: Sequence[float] = LEVELS,
+        levels: Sequence[float] = COVERAGES,
     ) -> Self:
         """From answers to rows of patients that the model was not made from.
 

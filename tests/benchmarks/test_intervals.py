@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import intervals
-from models.learning.conformal import LEVELS
+from models.learning.conformal import COVERAGES
 
 
 def patients(counts):
@@ -43,9 +43,9 @@ def test_coverage_is_measured_by_level_and_told_as_json(monkeypatch):
     rows = intervals.Rows("made", "itself", "units", features, np.zeros((79, 0)), targets, names)
     found = json.loads(json.dumps(intervals.measured(rows), allow_nan=False))
     for column in ("split", "split_many", "cv_plus", "constant"):
-        assert [row["level"] for row in found[column]] == list(LEVELS)
+        assert [row["level"] for row in found[column]] == list(COVERAGES)
         coverage, widths = ([row[key] for row in found[column]] for key in ("coverage", "width"))
-        assert coverage == pytest.approx(LEVELS, abs=0.12)
+        assert coverage == pytest.approx(COVERAGES, abs=0.12)
         assert widths == sorted(widths)
     assert found["split"][0]["width"] < 0.2 * found["constant"][0]["width"]
-    assert len(found["noise"]) == len(LEVELS)
+    assert len(found["noise"]) == len(COVERAGES)

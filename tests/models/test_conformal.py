@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from models.errors import InvalidConfig, InvalidShape
-from models.learning.conformal import LEVELS, Conformal, cv_plus, guaranteed, misses, needed, threshold
+from models.learning.conformal import COVERAGES, Conformal, cv_plus, guaranteed, misses, needed, threshold
 from models.learning.task import Task
 from models.types import Array
 
@@ -25,7 +25,7 @@ def inside(intervals: Array, truth: Array) -> Array:
     return (intervals[:, 0] <= truth) & (truth <= intervals[:, 1])
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", COVERAGES)
 @pytest.mark.parametrize("patients", [19, 20, 57])
 def test_with_one_row_each_the_threshold_is_split_conformals(level: float, patients: int) -> None:
     scores = np.random.default_rng(patients).exponential(size=patients)
@@ -42,7 +42,7 @@ def test_too_few_patients_make_it_infinite_and_the_needed_number_is_told(level: 
     assert threshold(np.arange(4.0 * least), names(least - 1) * 4 + ["p0"] * 4, level) == math.inf
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", COVERAGES)
 def test_split_intervals_cover_exactly_as_often_as_ranks_say(level: float) -> None:
     rng, patients, repeats = np.random.default_rng(0), 29, 3000
     covered = []
@@ -121,7 +121,7 @@ def test_rows_that_repeat_change_nothing_and_higher_levels_hold_lower_ones() -> 
         np.repeat(told, 3, 0), np.repeat(truth, 3), sorted(names(25) * 3, key=names(25).index), MEAN
     )
     assert once.thresholds == thrice.thresholds
-    bands = [once.intervals(told, level) for level in LEVELS]
+    bands = [once.intervals(told, level) for level in COVERAGES]
     for narrow, wide in pairwise(bands):
         assert (wide[:, 0] <= narrow[:, 0]).all()
         assert (wide[:, 1] >= narrow[:, 1]).all()

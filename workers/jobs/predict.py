@@ -14,7 +14,7 @@ from pydantic import Field
 
 from models.errors import refuse_non_finite
 from models.learning.cohort import Inputs
-from models.learning.conformal import LEVELS as CONFORMAL_LEVELS
+from models.learning.conformal import COVERAGES
 from models.learning.preparation import Caveat, PreparedScan
 from models.learning.task import QUANTILE_LEVELS
 from models.regressors.base import Look, Saliency
@@ -257,7 +257,7 @@ def _answer(trained: TrainedModel, answer: Float64[Array, " o"]) -> dict[str, An
         "probabilities": [],
     }
     if task.kind == "classes":
-        sets = {level: conformal.sets(answer[None], level)[0] for level in CONFORMAL_LEVELS}
+        sets = {level: conformal.sets(answer[None], level)[0] for level in COVERAGES}
         told["class_name"] = task.classes[int(answer.argmax())]
         told["probabilities"] = [
             Probability(
@@ -269,9 +269,7 @@ def _answer(trained: TrainedModel, answer: Float64[Array, " o"]) -> dict[str, An
         ]
         return told
     told["value"] = float(answer[len(answer) // 2])
-    told["intervals"] = [
-        _between(level, conformal.intervals(answer[None], level)[0]) for level in CONFORMAL_LEVELS
-    ]
+    told["intervals"] = [_between(level, conformal.intervals(answer[None], level)[0]) for level in COVERAGES]
     if task.kind == "quantiles":
         told["quantiles"] = [
             Quantile(level=level, value=value)
