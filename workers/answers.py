@@ -17,7 +17,7 @@ from models.types import Array
 from workers.cohorts import Row
 
 CSV = "text/csv; charset=utf-8"
-LEVEL = 0.9
+INTERVAL_COVERAGE = 0.9
 """Of the intervals beside the answers."""
 
 
@@ -39,8 +39,8 @@ def answers_csv(
     }[task.kind]
     columns = [outputs]
     if task.kind != "classes":
-        names += [f"{LEVEL:.0%} low", f"{LEVEL:.0%} high"]
-        columns.append(conformal.intervals(outputs, LEVEL))
+        names += [f"{INTERVAL_COVERAGE:.0%} low", f"{INTERVAL_COVERAGE:.0%} high"]
+        columns.append(conformal.intervals(outputs, INTERVAL_COVERAGE))
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["volume_id", "patient", "target", *more, *names])

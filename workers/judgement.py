@@ -9,13 +9,12 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from models.learning.conformal import COVERAGES, Conformal
-from models.learning.metrics import Interval, Metric, interval
+from models.learning.metrics import BOOTSTRAP_LEVEL, Interval, Metric, interval
 from models.learning.task import QUANTILE_LEVELS, Task
 from models.types import Array, Int64
 
 BINS = 5
 """Rows of a calibration table, of about as many answers each."""
-LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def figure(
 ) -> Interval:
     """A metric with its interval by patients; without one where there are fewer than two."""
     if len(set(patients)) < 2:
-        return Interval(metric(outputs, targets), None, None, LEVEL, 0)
+        return Interval(metric(outputs, targets), None, None, BOOTSTRAP_LEVEL, 0)
     return interval(metric, outputs, targets, patients, seed=seed)
 
 

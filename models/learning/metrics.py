@@ -26,7 +26,7 @@ from models.learning.folds import patient_numbers
 from models.learning.task import QUANTILE_LEVELS, Task
 from models.types import Array
 
-LEVEL = 0.95
+BOOTSTRAP_LEVEL = 0.95
 DRAWS = 2000
 SIGMA_FLOOR_ML = 70.0
 ERROR_CEILING_ML = 1000.0
@@ -99,7 +99,7 @@ def interval(
     patients: Sequence[str],
     *,
     seed: int,
-    level: float = LEVEL,
+    level: float = BOOTSTRAP_LEVEL,
     draws: int = DRAWS,
 ) -> Interval:
     """The metric of some rows with its interval.
@@ -117,7 +117,7 @@ def paired_difference(
     patients: Sequence[str],
     *,
     seed: int,
-    level: float = LEVEL,
+    level: float = BOOTSTRAP_LEVEL,
     draws: int = DRAWS,
 ) -> Interval:
     """The mean of losses - others over the same rows, with its interval; below 0 the first are better.
