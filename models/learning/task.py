@@ -7,7 +7,7 @@ from typing import Any
 
 from models.errors import InvalidConfig
 
-KINDS = ("mean", "quantiles", "classes")
+TASK_KINDS = ("mean", "quantiles", "classes")
 QUANTILE_LEVELS = (0.2, 0.5, 0.8)
 """The quantiles of the paper's lung cohort: the middle one is the prediction, the outer ones its spread."""
 
@@ -27,8 +27,8 @@ class Task:
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InvalidConfig("task.kind", self.kind, f"one of {', '.join(KINDS)}")
+        if self.kind not in TASK_KINDS:
+            raise InvalidConfig("task.kind", self.kind, f"one of {', '.join(TASK_KINDS)}")
         if (self.kind == "classes") != (len(self.classes) > 0) or len(self.classes) == 1:
             raise InvalidConfig("task.classes", self.classes, "two or more, for the kind classes alone")
 

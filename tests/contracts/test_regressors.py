@@ -15,7 +15,7 @@ from small_cohorts import Killed, Memory, smooth_scans
 
 from models.errors import InvalidConfig, InvalidShape, ModelError
 from models.learning.cohort import Cohort, Inputs
-from models.learning.task import KINDS, Task
+from models.learning.task import TASK_KINDS, Task
 from models.regressors import REGRESSORS
 from models.regressors.base import Look, Model, Regressor
 from models.regressors.settings import settings_of
@@ -47,11 +47,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Small ones; a new regressor needs a line here."""
 BLIND = ("constant", "tabular")
 """They look at no scan."""
-TASKS = {kind: Task(kind, ("no", "perhaps", "yes") if kind == "classes" else ()) for kind in KINDS}
+TASKS = {kind: Task(kind, ("no", "perhaps", "yes") if kind == "classes" else ()) for kind in TASK_KINDS}
 
 each_regressor = pytest.mark.parametrize("name", REGRESSORS)
 each_that_looks = pytest.mark.parametrize("name", [name for name in REGRESSORS if name not in BLIND])
-each_task = pytest.mark.parametrize("kind", KINDS)
+each_task = pytest.mark.parametrize("kind", TASK_KINDS)
 
 
 def recipe(name: str) -> Regressor:

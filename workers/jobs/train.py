@@ -17,8 +17,7 @@ from models.learning.folds import given_folds, patient_folds
 from models.learning.metrics import MLLL, Metric, metrics_of
 from models.learning.preparation import Caveat, Preparation, PreparationConfig
 from models.learning.selection import AUTO
-from models.learning.task import KINDS as TASKS
-from models.learning.task import Task
+from models.learning.task import TASK_KINDS, Task
 from models.regressors import REGRESSORS
 from models.regressors.base import Regressor
 from models.regressors.settings import settings_of
@@ -51,7 +50,9 @@ class TrainParameters(Parameters):
 
     rows: list[Row] = Field(min_length=1, max_length=MOST_ROWS, description="the cohort's table")
     task: str = Field(
-        "mean", json_schema_extra=choices(TASKS), description="what is asked: a mean, quantiles or classes"
+        "mean",
+        json_schema_extra=choices(TASK_KINDS),
+        description="what is asked: a mean, quantiles or classes",
     )
     classes: list[str] = Field([], description="names of the classes in their order; by default as found")
     regressor: str = Field(
