@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 
@@ -17,7 +18,7 @@ from models.errors import InvalidConfig, InvalidShape, ModelError
 from models.learning.cohort import Cohort, Inputs
 from models.learning.task import TASK_KINDS, Task
 from models.regressors import REGRESSORS
-from models.regressors.base import Look, Model, Regressor
+from models.regressors.base import Look, Model, Regressor, Saliency
 from models.regressors.settings import settings_of
 from models.training import Watch
 
@@ -176,15 +177,16 @@ def test_a_model_is_the_same_after_saving(name: str, kind: str) -> None:
 
 
 def equal_looks(first: Look, second: Look) -> bool:
-    """To the bit."""
-    if (first.saliency is None) != (second.saliency is None):
-        return False
-    if first.saliency is not None and second.saliency is not None:
-        pairs = [(getattr(look.saliency, part) for look in (first, second)) for part in ("voxels", "weights")]
-        if not all(np.array_equal(*pair) for pair in pairs):
-            return False
-    parts = ("distance", "distance_percentile", "certificate", "voxels")
-    return all(getattr(first, part) == getattr(second, part) for part in parts)
+    """To the bit, all that they say."""
+    ours, theirs = (asdict(replace(look, saliency=None)) for look in (first, second))
+    return ours == theirs and equal_saliencies(first.saliency, second.saliency)
+
+
+def equal_saliencies(first: Saliency | None, second: Saliency | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    ours, theirs = (vars(saliency) for saliency in (first, second))
+    return all(np.array_equal(part, theirs[name]) for name, part in ours.items())
 
 
 @each_regressor
