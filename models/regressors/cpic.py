@@ -22,15 +22,8 @@ from models.learning.saved import part
 from models.learning.task import Task
 from models.regressors.cpic_model import CpicModel, loaded_encoder
 from models.regressors.encoder_training import EncoderTraining, train_encoder
-from models.regressors.encoders import (
-    EncoderConfig,
-    ProjectionConfig,
-    calibrated,
-)
-from models.regressors.readouts import (
-    FibreReadout,
-    FibreReadoutConfig,
-)
+from models.regressors.encoders import EncoderConfig, ProjectionConfig, calibrated
+from models.regressors.readouts import FibreReadout, FibreReadoutConfig
 from models.regressors.settings import merged, recipe_of, settings_of
 from models.training import Watch
 from models.types import Array

@@ -17,15 +17,10 @@ from models.learning.linear import LinearHead
 from models.learning.saved import digest, part, under
 from models.learning.task import Task
 from models.regressors.base import Look
-from models.regressors.encoders import (
-    EncoderConfig,
-)
+from models.regressors.encoders import EncoderConfig
 from models.regressors.linear_model import head_of_task, refuse_other, with_distance
 from models.regressors.neural import load_weights, refuse_covariates, weights_of
-from models.regressors.readouts import (
-    Readout,
-    Seen,
-)
+from models.regressors.readouts import Readout, Seen
 from models.regressors.settings import recipe_of, settings_of
 from models.training import History
 from models.types import Array, CubeSource

@@ -13,13 +13,8 @@ from models.learning.cohort import Cohort
 from models.learning.task import Task
 from models.regressors.cpic_model import CpicModel, loaded_encoder
 from models.regressors.encoder_training import EncoderTraining, train_encoder
-from models.regressors.encoders import (
-    calibrated,
-)
-from models.regressors.readouts import (
-    VoxelReadout,
-    VoxelReadoutConfig,
-)
+from models.regressors.encoders import calibrated
+from models.regressors.readouts import VoxelReadout, VoxelReadoutConfig
 from models.regressors.settings import recipe_of
 from models.training import Watch
 from models.types import Array
