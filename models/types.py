@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,3 +35,12 @@ class CubeSource(Protocol):
 
     def cubes(self, origins: Int64, size: Size) -> Array:
         """Boxes of `size` with the lowest corners `origins` (n, 3) in (z, y, x): (n, channels, Z, Y, X)."""
+
+
+@runtime_checkable
+class Ranged(Protocol):
+    """A volume that states what its values lie within."""
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """No value is below the first or above the second."""

@@ -229,6 +229,13 @@ def estimate(shape: tuple[int, int, int], channels: int, config: EmbedConfig) ->
     Raises InvalidShape, naming the limit, for volumes that no layout can hold.
     """
     encoder = _encoder(channels, config, UNKNOWN_SCAN, torch.device("cpu"))
+    return estimate_of(shape, channels, encoder, config, config.held_out)
+
+
+def estimate_of(
+    shape: tuple[int, int, int], channels: int, encoder: Encoder, config: FibreConfig, held_out: int
+) -> Estimate:
+    """The same of any encoder, where `held_out` voxels test the train. Raises InvalidShape."""
     layout = config.train_layout(shape, encoder.features)
     modes = config.sampled_layout(layout).modes
     width = encoder.features if config.in_blocks(layout) else 1
@@ -247,8 +254,8 @@ def estimate(shape: tuple[int, int, int], channels: int, config: EmbedConfig) ->
     return Estimate(
         forward,
         all_sweeps,
-        config.held_out,
-        _memory(channels, encoder, config, all_sweeps, samples, max(blocks), width),
+        held_out,
+        _memory(channels, encoder, held_out, all_sweeps, samples, max(blocks), width),
     )
 
 
@@ -260,7 +267,7 @@ def cube_size(channels: int, config: EmbedConfig) -> int:
 def _memory(
     channels: int,
     encoder: Encoder,
-    config: EmbedConfig,
+    held_out: int,
     all_sweeps: Counts,
     samples: int,
     block: int,
@@ -268,16 +275,16 @@ def _memory(
 ) -> int:
     """Bytes beside the source's own: what is kept, one read, one batch, one block, the cores, the check."""
     features = encoder.features
-    cubes = all_sweeps.unique_cubes + config.held_out
+    cubes = all_sweeps.unique_cubes + held_out
     cube_bytes = 8 * channels * encoder.cube_size**3
     return (
         cubes * (28 * features + 64)  # stored features, while they grow; their voxels
         + 24 * all_sweeps.unique_samples  # keys that were asked for
-        + 2 * min(FETCH_BYTES, max(block, config.held_out) * cube_bytes)  # as read, and as given
+        + 2 * min(FETCH_BYTES, max(block, held_out) * cube_bytes)  # as read, and as given
         + ENCODE_BATCH * (cube_bytes + encoder.scratch_bytes)
         + (96 + 40 * width) * block  # keys, entries, values, basis and coefficients; plans of boxes
         + (16 + 32 * width) * samples  # forward set and cores
-        + config.held_out * (40 * features + 128)  # both values, error, squares and pairs; voxels
+        + held_out * (40 * features + 128)  # both values, error, squares and pairs; voxels
         + 24 * PORTION_NUMBERS
         + RUNTIME_BYTES
     )

@@ -48,6 +48,21 @@ class Look:
     saliency: Saliency | None = None
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How much there is to look at: prepared scans of `shape` (z, y, x), and rows about them.
+
+    `stored` voxels of a scan are read for one prepared voxel: more than one where scans are made coarser.
+    """
+
+    shape: tuple[int, int, int]
+    channels: int
+    scans: int
+    rows: int
+    covariates: int
+    stored: float = 1.0
+
+
 class Model(Protocol):
     """A trained regressor. Same scan, same answer, whatever is asked beside it (to 1e-9)."""
 
@@ -83,3 +98,12 @@ class Regressor(Protocol):
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         """The recipe with these settings, as in a manifest. Raises InvalidConfig, naming the setting."""
+
+    def training_bytes(self, extent: Extent) -> int:
+        """The most memory that `fit` takes of such a cohort, beside the process and the scans' sources.
+
+        Known before a voxel is read. Raises InvalidShape for scans that the recipe cannot take.
+        """
+
+    def answering_bytes(self, extent: Extent) -> int:
+        """The same for `predict` and `look` of a model of this recipe, beside the loaded model."""

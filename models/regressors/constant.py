@@ -14,8 +14,9 @@ from models.errors import InvalidShape
 from models.learning.cohort import Cohort, Inputs
 from models.learning.saved import digest
 from models.learning.task import QUANTILE_LEVELS, Task
-from models.regressors.base import Look
+from models.regressors.base import Extent, Look
 from models.regressors.linear_model import refuse_other, refuse_task
+from models.regressors.memory import head_bytes
 from models.regressors.settings import recipe_of
 from models.training import Watch
 from models.types import Array, CubeSource
@@ -51,6 +52,14 @@ class Constant:
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         """See `Regressor`; there are none."""
         return recipe_of(cls, settings)
+
+    def training_bytes(self, extent: Extent) -> int:
+        """See `Regressor`: a few numbers per row."""
+        return head_bytes(extent.rows, 1)
+
+    def answering_bytes(self, extent: Extent) -> int:
+        """See `Regressor`: a few numbers per row."""
+        return head_bytes(extent.rows, 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ from models.learning.cohort import Cohort
 from models.learning.folds import patient_folds
 from models.learning.linear import LinearHead
 from models.learning.task import Task
+from models.regressors.encoder_memory import EncoderMemory
 from models.regressors.encoders import (
     EncoderConfig,
     EncoderWithHead,
@@ -53,7 +54,7 @@ LEAST_BATCH = 3
 
 
 @dataclass(frozen=True)
-class EncoderTraining:
+class EncoderTraining(EncoderMemory):
     """How an encoder is trained. `steps` = 0 leaves it as it was drawn: the random frozen one. Of `starts`
     draws that one is taken whose features a linear head does best with.
 

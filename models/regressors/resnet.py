@@ -10,6 +10,8 @@ the mean over all places.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
 
 import torch
 from jaxtyping import Float
@@ -81,6 +83,32 @@ class ResNet(RowNetwork):
                 self.features(batch)
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of a network: its weights, and what stem, maximum and all convolutions give of a volume."""
+
+    weights: int
+    stem: int
+    maximum: int
+    convolutions: int
+
+
+def sizes_of(shape: Strides, channels: int, width: int, depth: int) -> Sizes:
+    """Known without the network, but for its last layer."""
+    places = shape[0], -(-shape[1] // 2), -(-shape[2] // 2)
+    stem, weights = width * prod(places), width * (7**3 * channels + 2)
+    places = _halved(places)
+    maximum, convolutions, before = width * prod(places), stem, width
+    for stage, count in enumerate(DEPTHS[depth]):
+        after, shortcut = width << stage, int(stage > 0)
+        places = _halved(places) if stage else places
+        convolutions += (2 * count + shortcut) * after * prod(places)
+        weights += 27 * after * (before + (2 * count - 1) * after) + shortcut * before * after
+        weights += 2 * (2 * count + shortcut) * after
+        before = after
+    return Sizes(weights, stem, maximum, convolutions)
+
+
 class Unit(nn.Module):
     """A convolution without bias, and batch normalisation."""
 
@@ -133,8 +161,14 @@ def least_places(shape: tuple[int, int, int]) -> int:
     Z, Y, X = shape
     Y, X = -(-Y // 2), -(-X // 2)
     for _ in range(4):
-        Z, Y, X = (-(-size // 2) for size in (Z, Y, X))
+        Z, Y, X = _halved((Z, Y, X))
     return Z * Y * X
+
+
+def _halved(sides: Strides) -> Strides:
+    """What a stride of 2 leaves."""
+    z, y, x = (-(-side // 2) for side in sides)
+    return z, y, x
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:

@@ -15,9 +15,10 @@ from models.errors import InvalidConfig, InvalidShape
 from models.learning.cohort import Cohort, Inputs
 from models.learning.saved import digest, part, under
 from models.learning.task import Task
-from models.regressors.base import Look
+from models.regressors.base import Extent, Look
 from models.regressors.dense import whole
 from models.regressors.linear_model import refuse_other, refuse_task
+from models.regressors.memory import FLOAT32, scan_bytes, slab_bytes
 from models.regressors.neural import (
     Answers,
     LookAt,
@@ -28,7 +29,7 @@ from models.regressors.neural import (
     refuse_covariates,
     weights_of,
 )
-from models.regressors.resnet import DEPTHS, ResNet, least_places
+from models.regressors.resnet import DEPTHS, ResNet, Sizes, least_places, sizes_of
 from models.regressors.settings import recipe_of
 from models.training import TrainingConfig, Watch, train
 from models.types import Array, CubeSource, Int64
@@ -36,6 +37,14 @@ from models.types import Array, CubeSource, Int64
 SCHEMA = 1
 KEEP_BYTES = 1 << 30
 """Whole scans are kept from epoch to epoch up to this; the others are read again."""
+KEPT_OF_A_LAYER = 2
+"""What a convolution gives, and what its normalisation makes of that, are kept for the step back."""
+POOLED = 3
+"""A maximum in float32, and where it was found in int64."""
+STEP_COPIES, CHECKPOINT_COPIES = 5, 16
+"""Of the weights: with gradients, two moments and the model of the fold before; and while a file of weights
+and moments is made.
+"""
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,23 @@ class ResNet3d:
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         """See `Regressor`."""
         return recipe_of(cls, settings)
+
+    def training_bytes(self, extent: Extent) -> int:
+        """See `Regressor`: a step keeps what every layer gives of every scan of a batch."""
+        own = self._sizes(extent)
+        batch = -(-extent.scans // max(1, extent.scans // self.training.batch))
+        step = FLOAT32 * (KEPT_OF_A_LAYER * own.convolutions + POOLED * own.maximum) + 2 * scan_bytes(extent)
+        kept = slab_bytes(extent) + min(KEEP_BYTES, extent.scans * scan_bytes(extent))
+        weights = FLOAT32 * own.weights
+        return kept + max(CHECKPOINT_COPIES * weights, STEP_COPIES * weights + batch * step)
+
+    def answering_bytes(self, extent: Extent) -> int:
+        """See `Regressor`: a whole scan, and what the first layer gives of it, half as many places."""
+        own, one = self._sizes(extent), scan_bytes(extent)
+        return one + max(slab_bytes(extent), one + FLOAT32 * (own.stem + POOLED * own.maximum))
+
+    def _sizes(self, extent: Extent) -> Sizes:
+        return sizes_of(extent.shape, extent.channels, self.width, self.depth)
 
     def _network(self, channels: int, task: Task, covariates: int, seed: int, device: torch.device) -> ResNet:
         network = ResNet(

@@ -14,8 +14,9 @@ from models.learning.cohort import Cohort, Inputs
 from models.learning.linear import LinearHead
 from models.learning.saved import digest
 from models.learning.task import Task
-from models.regressors.base import Look
+from models.regressors.base import Extent, Look
 from models.regressors.linear_model import head_of_task, refuse_other
+from models.regressors.memory import head_bytes
 from models.regressors.settings import recipe_of
 from models.training import Watch
 from models.types import Array, CubeSource
@@ -55,6 +56,14 @@ class Tabular:
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         """See `Regressor`; there are none."""
         return recipe_of(cls, settings)
+
+    def training_bytes(self, extent: Extent) -> int:
+        """See `Regressor`: the covariates of all rows."""
+        return head_bytes(extent.rows, extent.covariates)
+
+    def answering_bytes(self, extent: Extent) -> int:
+        """See `Regressor`: the same."""
+        return head_bytes(extent.rows, extent.covariates)
 
 
 @dataclass(frozen=True, eq=False)

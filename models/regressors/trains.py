@@ -9,16 +9,19 @@ from typing import Any
 import torch
 from jaxtyping import Float64
 
+from models.cpic.embed import UNKNOWN_SCAN
 from models.cpic.encoder import LARGEST, Identity
 from models.cpic.fibres import FibreConfig
 from models.errors import InvalidConfig
 from models.intensities import IntensityStatistics
 from models.learning.cohort import Cohort
+from models.regressors.base import Extent
+from models.regressors.memory import look_bytes, trains_bytes
 from models.regressors.readouts import FibreReadout, FibreReadoutConfig
-from models.types import Array, CubeSource, Report
+from models.types import Array, CubeSource, Ranged, Report
 
 ANY = -LARGEST, LARGEST
-"""The range of values of a scan that says nothing of it."""
+"""The range of values of a scan that states none."""
 CPU = torch.device("cpu")
 """Trains of intensities are made there: there is no network."""
 
@@ -53,6 +56,15 @@ class TrainConfig:
             report=report,
         )
 
+    def training_bytes(self, extent: Extent) -> int:
+        """What `read` takes at most."""
+        kept = trains_bytes(extent, extent.channels, self.fibres, self.anchors)
+        return self.answering_bytes(extent) + kept
+
+    def answering_bytes(self, extent: Extent) -> int:
+        """What a look at one scan takes at most."""
+        return look_bytes(extent, Identity(extent.channels, UNKNOWN_SCAN), self.fibres)
+
     def _readout(self) -> FibreReadoutConfig:
         return FibreReadoutConfig(self.fibres, counts=(self.count,), poolings=(), anchors=self.anchors)
 
@@ -63,6 +75,6 @@ def saved_trains(tensors: Mapping[str, Array], manifest: Mapping[str, Any]) -> F
 
 
 def intensities(scan: CubeSource) -> Identity:
-    """What is seen of a prepared scan: its values as they are, within its `value_range` if it has one."""
-    low, high = getattr(scan, "value_range", ANY)
+    """What is seen of a prepared scan: its values as they are, within their range where it is stated."""
+    low, high = scan.value_range if isinstance(scan, Ranged) else ANY
     return Identity(scan.channels, IntensityStatistics(low, high, mean=0.0, std=1.0))

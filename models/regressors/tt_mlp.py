@@ -15,8 +15,9 @@ from models.cpic.head import Head
 from models.learning.cohort import Cohort, Inputs
 from models.learning.saved import digest, part, under
 from models.learning.task import Task
-from models.regressors.base import Look
+from models.regressors.base import Extent, Look
 from models.regressors.linear_model import refuse_other, refuse_task
+from models.regressors.memory import head_bytes
 from models.regressors.neural import (
     Answers,
     RowLearner,
@@ -87,6 +88,14 @@ class TtMlp:
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         """See `Regressor`."""
         return recipe_of(cls, settings)
+
+    def training_bytes(self, extent: Extent) -> int:
+        """See `Regressor`: every scan's train is kept, and a basis of them; the perceptron is small."""
+        return self.trains.training_bytes(extent) + head_bytes(extent.rows, self.trains.count)
+
+    def answering_bytes(self, extent: Extent) -> int:
+        """See `Regressor`: one scan's train."""
+        return self.trains.answering_bytes(extent) + head_bytes(extent.rows, self.trains.count)
 
     def _network(
         self, features: int, covariates: int, task: Task, seed: int, device: torch.device

@@ -10,7 +10,9 @@ import torch
 
 from models.learning.cohort import Cohort
 from models.learning.task import Task
+from models.regressors.base import Extent
 from models.regressors.linear_model import LinearModel
+from models.regressors.memory import head_bytes
 from models.regressors.readouts import FibreReadout
 from models.regressors.settings import recipe_of
 from models.regressors.trains import TrainConfig, saved_trains
@@ -43,3 +45,11 @@ class TtRidge:
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         """See `Regressor`."""
         return recipe_of(cls, settings)
+
+    def training_bytes(self, extent: Extent) -> int:
+        """See `Regressor`: every scan's train is kept, and a basis of them."""
+        return self.trains.training_bytes(extent) + head_bytes(extent.rows, self.trains.count)
+
+    def answering_bytes(self, extent: Extent) -> int:
+        """See `Regressor`: one scan's train."""
+        return self.trains.answering_bytes(extent) + head_bytes(extent.rows, self.trains.count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar, Self
 
 import torch
@@ -11,8 +12,10 @@ import torch
 from models.errors import InvalidConfig
 from models.learning.cohort import Cohort
 from models.learning.task import Task
+from models.regressors.base import Extent
 from models.regressors.blocks import BlockMeans
 from models.regressors.linear_model import LinearModel
+from models.regressors.memory import head_bytes, slab_bytes
 from models.regressors.settings import recipe_of
 from models.training import Watch
 from models.types import Array
@@ -46,3 +49,14 @@ class VoxelRidge:
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         """See `Regressor`."""
         return recipe_of(cls, settings)
+
+    def training_bytes(self, extent: Extent) -> int:
+        """See `Regressor`: a slab, and means of blocks that grow with `grid`^3."""
+        return slab_bytes(extent) + head_bytes(extent.rows, self._features(extent))
+
+    def answering_bytes(self, extent: Extent) -> int:
+        """See `Regressor`: a slab, and the means of one scan's blocks and of all that is asked."""
+        return slab_bytes(extent) + head_bytes(extent.rows, self._features(extent))
+
+    def _features(self, extent: Extent) -> int:
+        return extent.channels * prod(min(self.grid, size) for size in extent.shape)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -145,6 +146,10 @@ class Preparation:
             Axis.between(size, wanted, step, average=self.config.average)
             for size, wanted, step in zip(placed.shape, self.shape, self._steps(placed), strict=True)
         )
+
+    def stored_voxels(self, scan: RawScan) -> float:
+        """Voxels of a scan that one of the grid's stands for. Raises as `apply` for an unknown spacing."""
+        return prod(self._steps(Placed.of(scan, canonical=self.canonical)))
 
     def _steps(self, placed: Placed) -> Spacing:
         """Input voxels from one output to the next, on each axis."""

@@ -1,0 +1,70 @@
+"""Memory of recipes with a trained encoder: upper limits, beside the process and the sources of scans."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from models.cpic.embed import RUNTIME_BYTES
+from models.cpic.encoder import KERNEL, LearnedCpic
+from models.cpic.encoding import ENCODE_BATCH, FETCH_BYTES
+from models.regressors.base import Extent
+from models.regressors.encoders import CHUNK, EncoderConfig, ProjectionConfig
+from models.regressors.memory import FLOAT64, head_bytes, look_bytes, trains_bytes
+from models.regressors.readouts import FibreReadoutConfig, VoxelReadoutConfig
+
+GRAPH_COPIES, SCRATCH_COPIES = 4, 2
+"""Of what layers give: with activations, and the gradients of both; and where nothing descends."""
+VOXEL_COPIES = 8
+"""Of the features of a scan's voxels: as encoded, as they are kept, in moments, and their gradients."""
+
+
+class EncoderMemory:
+    """What `EncoderTraining` says of memory; its fields are those named here."""
+
+    encoder: EncoderConfig
+    batch: int
+    voxels: int
+    projected_steps: int
+    projection: ProjectionConfig
+    readout: FibreReadoutConfig | VoxelReadoutConfig
+
+    def training_bytes(self, extent: Extent) -> int:
+        """See `Regressor`: a step back through the encoder, a look at a scan, and the trains of all."""
+        encoder = self._encoder(extent)
+        points = CHUNK if self.projected_steps else min(CHUNK, 2 * self.batch * self.voxels)
+        needed = RUNTIME_BYTES + GRAPH_COPIES * points * _cube_bytes(encoder)
+        if self.projected_steps:
+            own = self.projection
+            needed += look_bytes(extent, encoder, own.fibres)
+            needed += trains_bytes(extent, encoder.features, own.fibres, own.anchors)
+        if isinstance(self.readout, FibreReadoutConfig):
+            fibres, anchors = self.readout.fibres, self.readout.anchors
+            needed += trains_bytes(extent, encoder.features, fibres, anchors)
+        numbers = (max(self._counts, default=0), *(encoder.features * n**3 for n in self.readout.poolings))
+        return needed + self.answering_bytes(extent) + head_bytes(extent.rows, sum(numbers))
+
+    def answering_bytes(self, extent: Extent) -> int:
+        """See `Regressor`: a look at a scan."""
+        encoder = self._encoder(extent)
+        if isinstance(self.readout, FibreReadoutConfig):
+            return look_bytes(extent, encoder, self.readout.fibres)
+        cubes = ENCODE_BATCH * (encoder.scratch_bytes + _cube_bytes(encoder))
+        kept = VOXEL_COPIES * FLOAT64 * self.readout.count * encoder.features
+        return RUNTIME_BYTES + 2 * FETCH_BYTES + cubes + kept
+
+    @property
+    def _counts(self) -> tuple[int, ...]:
+        return self.readout.counts if isinstance(self.readout, FibreReadoutConfig) else ()
+
+    def _encoder(self, extent: Extent) -> LearnedCpic:
+        """One of the kind that is trained, with what encoding a cube takes."""
+        made = LearnedCpic(self.encoder.network(extent.channels, 0, torch.device("cpu")))
+        return replace(made, scratch_bytes=max(made.scratch_bytes, SCRATCH_COPIES * _cube_bytes(made)))
+
+
+def _cube_bytes(encoder: LearnedCpic) -> int:
+    """What all layers give of one cube, the cube among it."""
+    widths, sides = encoder.network.widths, range(encoder.cube_size, 0, 1 - KERNEL)
+    return FLOAT64 * sum(width * side**3 for width, side in zip(widths, sides, strict=True))
