@@ -1,6 +1,7 @@
 """`python -m benchmarks NAME [--json -]`: run one benchmark and print its table, or one JSON object.
 
-With `--json FILE` the object goes to a file; with `--json -` it is the last line of standard output.
+With `--json FILE` the object goes to a file; with `--json -` it is the last line of standard output. In both
+`provenance` says which code made it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
+
+from benchmarks.provenance import provenance
 
 BENCHMARKS = {
     "cohorts.controls": "what simple readers and oracles find in the made cohorts",
@@ -39,12 +42,13 @@ def main() -> int:
     parser.add_argument("--only", metavar="CASES", help="some of a benchmark's cases, with commas between")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch are loaded
+    code = provenance()  # of what is run, whatever is changed meanwhile
     module = import_module(f"benchmarks.{options.name}")
     result = module.run() if options.only is None else module.run(options.only.split(","))
     if options.json is None:
         module.show(result)
         return 0
-    document = json.dumps(result, allow_nan=False)
+    document = json.dumps({**result, "provenance": code}, allow_nan=False)
     if options.json == "-":
         print(document, flush=True)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 
@@ -42,7 +43,11 @@ def show_targets(answers: Sequence[Mapping[str, Any]]) -> None:
 
 
 def number(value: float | None) -> str:
-    """A number as people read it."""
+    """A number as people read it: three digits, or all of a whole number; half goes up."""
     if value is None:
         return "none"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+    exact = Decimal(repr(float(value)))
+    if isinstance(value, int) or not exact.is_finite():
+        return f"{value:,}"
+    shown = exact.quantize(Decimal(1).scaleb(min(exact.adjusted() - 2, 0)), ROUND_HALF_UP)
+    return f"{shown:,.0f}" if abs(shown) >= 100 else f"{float(shown):.3g}"

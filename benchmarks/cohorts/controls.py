@@ -7,7 +7,7 @@ form, its strength chosen by 5 folds of people among those learned from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from benchmarks.cohorts.lattices import Stretched, shrunk
 from benchmarks.cohorts.lesions import AMPLITUDE, REACH, SPOT, Spots, spots
 from benchmarks.cohorts.made import Kept, MadeCohort
 from benchmarks.cohorts.textures import Spread, spread
+from benchmarks.targets import Target, judged, show_targets
 from models.learning.folds import patient_folds
 from models.learning.ridge import RidgePath, out_of_fold
 from models.types import Array
@@ -24,6 +25,8 @@ from models.types import Array
 PENALTIES = 10.0 ** np.arange(-3, 8)
 FARTHEST = 3.0
 """Standard deviations: what is farther away counts as this far (air that is tissue in another head)."""
+TARGETS = (Target("spread_intensity_statistics", 0.05), Target("spread_voxel_ridge", 0.05))
+"""Of *spread*: neither must find the target."""
 Features = Callable[[Any, Array], Array]
 """A source and its voxels (Z, Y, X), float32, to numbers (k,)."""
 
@@ -34,7 +37,17 @@ def run(*, size: int = 32, spots_size: int = 64, seed: int = 0) -> dict[str, Any
         f"spread at {size}^3": scores(spread(size, seed=seed), SPREAD),
         f"spots at {spots_size}^3": scores(spots(spots_size, seed=seed), SPOTS),
     }
-    return {"seed": seed, "r2": made}
+    found = next(iter(made.values()))
+    keys = {
+        "spread_intensity_statistics": most(found, "intensity statistics"),
+        "spread_voxel_ridge": most(found, "ridge on voxels"),
+    }
+    return {"seed": seed, **keys, "targets": judged(keys, TARGETS), "r2": made}
+
+
+def most(found: Mapping[str, float], kind: str) -> float:
+    """The largest R2 of the controls of a kind."""
+    return max(score for control, score in found.items() if control.startswith(kind))
 
 
 def show(result: dict[str, Any]) -> None:
@@ -43,6 +56,7 @@ def show(result: dict[str, Any]) -> None:
         print(f"\n{cohort}, seed {result['seed']}: R2 on other people")
         for control, score in rows.items():
             print(f"  {control:<44}{score:7.3f}")
+    show_targets(result["targets"])
 
 
 def scores(cohort: MadeCohort, controls: dict[str, Features]) -> dict[str, float]:

@@ -63,7 +63,8 @@ def predicted(cold: float, dense: float | None, *, warm: float = 0.5) -> dict[st
     """Rows of one size; the dense network's an estimate where it has no time."""
     ours = {"cold_s": cold, "warm_s": warm, "peak_mib": 100.0, "ran": True}
     ran = {"cold_s": dense or 99.0, "peak_mib": 1500.0, "ran": dense is not None}
-    return {"cpic": ours, "cpic_tt": ours, "resnet3d": ran}
+    looked = {**ours, "cold_s": 2 * cold, "warm_s": 3 * warm}
+    return {"cpic": ours, "cpic_tt": ours, "cpic_look": looked, "resnet3d": ran}
 
 
 def test_a_stored_scan_is_the_one_in_memory_however_it_is_cut(tmp_path: Path) -> None:
@@ -87,6 +88,9 @@ def test_predictions_are_measured_from_a_closed_volume(tmp_path: Path, narrow: N
         assert row["share_read"] == row["voxels_read"] / np.prod(SHAPE)
         assert row["peak_mib"] < row["peak_rss_mib"]
     assert rows["cpic"]["cubes"] != rows["cpic_tt"]["cubes"]
+    looked = cpic_predict.child("cpic_look", tmp_path / "a")
+    assert looked["answer"] == rows["cpic"]["answer"]
+    assert looked["voxels_read"] > rows["cpic"]["voxels_read"]  # the certificate's
     answers = [row["answer"] for row in rows.values()]
     assert len(set(answers)) == 3
     assert [cpic_predict.child(way, tmp_path / "a")["answer"] for way in rows] == answers
@@ -96,6 +100,8 @@ def test_ratios_are_of_what_ran_and_guesses_stand_in_brackets() -> None:
     sizes = [predicted(1.0, 8.0), predicted(2.0, 10.0), predicted(1.5, 30.0), predicted(2.2, None, warm=0.7)]
     result = cpic_predict.summary(dict(zip(cpic_predict.SHAPES, sizes, strict=True)))
     assert result["speedup_vs_resnet_256"] == 5
+    assert result["look_speedup_vs_resnet_256"] == 2.5
+    assert (result["look_cold_s_256"], result["look_warm_s_256"]) == (4, 1.5)
     assert result["memory_ratio_vs_resnet_256"] == 15
     assert result["growth_cold_512"] == 1.1
     assert result["growth_warm_512"] == 1.4
@@ -104,6 +110,7 @@ def test_ratios_are_of_what_ran_and_guesses_stand_in_brackets() -> None:
     holds = {target["key"]: target["holds"] for target in result["targets"]}
     assert holds["growth_cold_512"]
     assert not holds["growth_warm_512"]
+    assert not holds["look_cold_s_256"]
     assert "speedup_vs_resnet_512" not in holds
     assert "(99)" in shown(cpic_predict, result)
     json.dumps(result, allow_nan=False)

@@ -1,0 +1,51 @@
+"""Which code a result is of: the commit, whether the tree had changes, the versions, and the time."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "numpy", "zarr", "tomotrain")
+UNKNOWN = "unknown"
+ROOT = Path(__file__).parent.parent
+
+
+def provenance() -> dict[str, Any]:
+    """As JSON. Ask before a run starts: what is changed while it lasts is not in it."""
+    return {
+        **commit(),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def commit(root: Path = ROOT) -> dict[str, Any]:
+    """The commit, and whether files outside of docs (where results lie) differ from it; None: not known."""
+    described = _git(root, ("describe", "--always", "--tags", "--abbrev=12"))
+    changed = _git(root, ("status", "--porcelain", "--", ".", ":(exclude)docs"))
+    if described is None or changed is None:
+        return {"commit": UNKNOWN, "dirty": None}
+    return {"commit": described, "dirty": bool(changed)}
+
+
+def _git(root: Path, arguments: Sequence[str]) -> str | None:
+    """What git says; None where there is none, or no repository."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return UNKNOWN
