@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from models.errors import InvalidConfig, InvalidShape, NonFinite
 from models.types import Array, Int64, Report
 
-SCHEMA = 1
-"""Of checkpoints."""
+SCHEMA = 2
+"""Of checkpoints. 2: they know what was learned from."""
 
 
 def ignore(phase: str, done: int, total: int | None) -> None:
@@ -115,6 +115,10 @@ class Learner(Protocol):
     def items(self) -> int:
         """How many items an epoch goes through."""
 
+    @property
+    def identity(self) -> str:
+        """What is learned, from what and how: a checkpoint of another is not gone on from."""
+
     def loss(self, items: Int64, step: Step) -> Tensor:
         """The loss (a scalar with a graph) of some items, (b,) distinct numbers."""
 
@@ -146,6 +150,11 @@ class HeldOut:
     def items(self) -> int:
         """The learner's."""
         return self._learner.items
+
+    @property
+    def identity(self) -> str:
+        """The learner's and its judge's."""
+        return f"{self._learner.identity} judged by {self._judge.identity}"
 
     def loss(self, items: Int64, step: Step) -> Tensor:
         """The learner's."""
@@ -310,7 +319,8 @@ class _Loop:
     def _kind(self) -> dict[str, Any]:
         """What a checkpoint must agree in."""
         config = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.config).items()}
-        return {"schema": SCHEMA, "seed": self.seed, "items": self.learner.items, **config}
+        whose = {"seed": self.seed, "items": self.learner.items, "learner": self.learner.identity}
+        return {"schema": SCHEMA, **whose, **config}
 
 
 def _refuse_other(found: Mapping[str, Any], own: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from models.errors import InvalidShape, refuse_non_finite
 from models.learning.cohort import Cohort, Inputs
 from models.learning.folds import refuse_divided
 from models.learning.metrics import Interval, Metric, interval, metrics_of, row_losses
+from models.learning.quantile_shift import QuantileShift, cross_fitted
 from models.learning.task import Task
 from models.training import Watch
 from models.types import Array, Int64
@@ -65,13 +66,18 @@ class Score:
 
 @dataclass(frozen=True, eq=False)
 class CrossValidation:
-    """Answers (n, outputs) out of fold, losses (n,) as `row_losses` has them, scores, and seconds by fold."""
+    """Answers (n, outputs) out of fold, losses (n,) as `row_losses` has them, scores, and seconds by fold.
+
+    Quantiles are moved by what other folds' missed; `shift` is what those of a model of all rows should be
+    moved by. None for other tasks.
+    """
 
     outputs: Float64[Array, "n o"]
     losses: Float64[Array, " n"]
     folds: Int64
     scores: tuple[Score, ...]
     seconds: tuple[float, ...]
+    shift: QuantileShift | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What is not a row of its own, as plain JSON."""
@@ -115,11 +121,15 @@ def cross_validate(
         refuse_non_finite(torch.from_numpy(told), f"answers of fold {fold}")
         outputs[folds == fold] = told
         seconds.append(time.perf_counter() - began)
+    shift = None
+    if task.kind == "quantiles":
+        shift = QuantileShift.of(outputs, cohort.targets, cohort.row_patients)
+        outputs = cross_fitted(outputs, cohort.targets, cohort.row_patients, folds)
     scores = tuple(
         scored(metric, outputs, cohort, folds, seed=seed) for metric in metrics or metrics_of(task)
     )
     losses = row_losses(outputs, cohort.targets, task)
-    return CrossValidation(outputs, losses, folds, scores, tuple(seconds))
+    return CrossValidation(outputs, losses, folds, scores, tuple(seconds), shift)
 
 
 def scored(

@@ -27,6 +27,7 @@ from models.learning.principal import (
 )
 from models.learning.saved import digest, refuse_mixed
 from models.learning.task import QUANTILE_LEVELS, Task
+from models.threads import one_thread
 from models.types import Array, Int64
 
 SCHEMA = 1
@@ -233,6 +234,7 @@ class LinearHead:
             **{name: tensors[name] for name in ("offsets", "training_distances")},
         )
 
+    @one_thread()
     def _scores(
         self, features: Float64[Array, "m p"], free: Float64[Array, "m t"] | None
     ) -> Float64[Array, "m k"]:

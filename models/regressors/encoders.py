@@ -147,7 +147,7 @@ class PooledLearner(RowLearner):
         strategy: Strategy,
         device: torch.device,
     ) -> None:
-        super().__init__(network, cohort, answers, covariates, self._moments, device)
+        super().__init__(network, cohort, answers, covariates, self._moments, device, how=repr(strategy))
         self._own, self._strategy = network, strategy
         self._volumes = volumes_of(cohort.inputs.scans, LearnedCpic(network.encoder), device)
 
@@ -204,7 +204,7 @@ class ProjectedLearner(RowLearner):
         config: ProjectionConfig,
         device: torch.device,
     ) -> None:
-        super().__init__(network, cohort, answers, covariates, self._features, device)
+        super().__init__(network, cohort, answers, covariates, self._features, device, how=repr(config))
         self._own, self._config, self._encoder = network, config, encoder
         self._volumes = volumes_of(cohort.inputs.scans, encoder, device)
         self._basis: Basis | None = None
@@ -293,8 +293,12 @@ class ProjectedLearner(RowLearner):
 def calibrated(
     network: CpicEncoder, scans: Sequence[CubeSource], seed: int, device: torch.device
 ) -> LearnedCpic:
-    """The encoder with features of mean 0 and variance 1 over random voxels of some scans: frozen weights."""
-    raw = volumes_of(scans[:CALIBRATION_SCANS], LearnedCpic(network), device)
+    """The encoder with features of mean 0 and variance 1 over random voxels of drawn scans: frozen
+    weights.
+    """
+    drawn = np.random.default_rng([seed, len(scans)]).permutation(len(scans))[:CALIBRATION_SCANS]
+    chosen = [scans[number] for number in np.sort(drawn).tolist()]
+    raw = volumes_of(chosen, LearnedCpic(network), device)
     seen = torch.cat(
         [
             volume.features(draw(volume.scan.shape, CALIBRATION_VOXELS, own)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -15,6 +16,7 @@ from models.errors import InvalidShape
 from models.learning.cohort import Cohort, Inputs
 from models.learning.losses import answers, losses
 from models.learning.principal import deviations
+from models.learning.saved import digest
 from models.learning.task import Task
 from models.training import Step
 from models.types import Array, Int64
@@ -103,7 +105,8 @@ class RowNetwork(nn.Module):
 class RowLearner:
     """A network, by the rows of the scans of a batch: each scan is looked at once per step.
 
-    An item is a scan that has rows: `scans` (s,) are their numbers in the cohort.
+    An item is a scan that has rows: `scans` (s,) are their numbers in the cohort. `how` scans are looked at is
+    for checkpoints to know.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class RowLearner:
         covariates: Float64[Array, "n t"],
         look: LookAt,
         device: torch.device,
+        how: str = "",
     ) -> None:
         self._network, self._task, self._look, self._device = network, answers.task, look, device
         scan_of = cohort.inputs.scan_of
@@ -121,6 +125,8 @@ class RowLearner:
         self._rows = [np.flatnonzero(scan_of == scan) for scan in self.scans]
         self._targets = torch.from_numpy(answers.scaled(cohort.targets)).float().to(device)
         self._covariates = torch.from_numpy(covariates).float().to(device)
+        self._how = f"{network!r}\n{answers.task}\n{how}\n{[scan.shape for scan in cohort.inputs.scans]}"
+        self._learned = {"scan_of": scan_of, "targets": cohort.targets, "covariates": covariates}
 
     @property
     def weights(self) -> nn.Module:
@@ -131,6 +137,13 @@ class RowLearner:
     def items(self) -> int:
         """Scans."""
         return len(self.scans)
+
+    @property
+    def identity(self) -> str:
+        """A digest of the network's layers, the table, the scans' shapes, and how they are looked at."""
+        seen = hashlib.sha256(self._how.encode())
+        seen.update(digest(self._learned).encode())
+        return seen.hexdigest()[:16]
 
     def loss(self, items: Int64, step: Step) -> Tensor:
         """Of all rows of some scans."""

@@ -180,7 +180,7 @@ def test_the_intensity_is_the_mean_over_the_cube_of_each_channel() -> None:
     for z, y, x in np.ndindex(5, 5, 5):
         cube = volume[0, :, z : z + 7, y : y + 7, x : x + 7].numpy()
         assert made[:, z, y, x] == pytest.approx(cube.mean(axis=(1, 2, 3)), abs=1e-6)
-    without = CpicEncoder(2, 2, 0, hidden=(3, 4), sigmoid=False)
+    without = CpicEncoder(2, 2, 0, hidden=(3, 4), negative_slope=0.1, sigmoid=False)
     assert torch.equal(encoder(volume)[:, :2], without(volume))
 
 

@@ -24,13 +24,13 @@ def losses(*gains: float, noise: float = 0.05) -> dict[str, Array]:
 def test_the_simplest_is_taken_where_none_is_better() -> None:
     found = auto(losses(0, 0, 0), PATIENTS, seed=0)
     assert found.chosen == "c0"
-    assert not any(candidate.beaten_by for candidate in found.candidates)
-    assert found.candidates[0].reason == "the simplest that none beats at 95 %"
-    assert "not simpler than c0" in found.candidates[1].reason
+    assert not found.candidates[0].beaten_by
+    assert found.candidates[0].reason == "the simplest that none beats at 68 %"
+    assert "c0" in found.candidates[1].reason
 
 
 def test_a_better_one_is_taken_and_the_simplest_of_equals() -> None:
-    found = auto(losses(0, 0.2, 0.2, 0.1), PATIENTS, seed=0)
+    found = auto(losses(0, 0.2, 0.2, 0.1), PATIENTS, seed=0, level=0.95)
     assert found.chosen == "c1"
     simplest, _, third, last = found.candidates
     assert set(simplest.beaten_by) == {"c1", "c2", "c3"}
@@ -54,14 +54,24 @@ def test_rows_of_one_patient_are_not_taken_for_many() -> None:
     rng = np.random.default_rng(0)
     effect = np.repeat(rng.normal(0.2, 0.6, 12), 15)
     both = {"simple": effect, "complex": np.zeros(180)}
-    assert auto(both, [f"p{k // 15}" for k in range(180)], seed=0).chosen == "simple"
-    assert auto(both, [f"p{k}" for k in range(180)], seed=0).chosen == "complex"
+    assert auto(both, [f"p{k // 15}" for k in range(180)], seed=0, level=0.95).chosen == "simple"
+    assert auto(both, [f"p{k}" for k in range(180)], seed=0, level=0.95).chosen == "complex"
+
+
+def test_a_gain_of_more_than_a_standard_error_is_enough() -> None:
+    """Of 40 patients that differ about it: the mean gain is so many of its standard errors."""
+    rng = np.random.default_rng(0)
+    differ = rng.normal(size=40)
+    differ = (differ - differ.mean()) / differ.std()
+    for errors, chosen in ((0.8, "simple"), (1.2, "complex")):
+        both = {"simple": differ + errors / 40**0.5, "complex": np.zeros(40)}
+        assert auto(both, [f"p{k}" for k in range(40)], seed=0).chosen == chosen
 
 
 def test_reasons_are_plain_json() -> None:
     told = json.loads(json.dumps(auto(losses(0, 0.2), PATIENTS, seed=0).to_json(), allow_nan=False))
     assert told["chosen"] == "c1"
-    assert told["level"] == 0.95
+    assert told["level"] == 0.68
     assert told["candidates"][0]["beaten_by"]["c1"]["low"] > 0
 
 

@@ -49,8 +49,11 @@ class Affine(nn.Module):
 class Toy:
     """Least squares of noisy rows; what it carries from step to step (a running mean) is in its loss too."""
 
-    def __init__(self, validations: Sequence[float | None] = (), width: int = 2) -> None:
+    def __init__(
+        self, validations: Sequence[float | None] = (), width: int = 2, identity: str = "a toy"
+    ) -> None:
         self.weights: Affine = Affine(width)
+        self.identity = identity
         self.items = ITEMS
         self.asked: list[tuple[Step, list[int]]] = []
         self._rows = torch.randn(ITEMS, 4, generator=torch.Generator().manual_seed(2))
@@ -298,6 +301,7 @@ def test_an_epochs_loss_is_the_mean_of_its_steps(monkeypatch: pytest.MonkeyPatch
         ({"config": replace(CONFIG, rate=0.5)}, r"\(rate 0.01, not 0.5\)"),
         ({"config": replace(CONFIG, betas=(0.9, 0.9))}, r"\(betas \[0.9, 0.99\], not \[0.9, 0.9\]\)"),
         ({"config": replace(CONFIG, epochs=9)}, r"\(epochs 4, not 9\)"),
+        ({"identity": "another"}, r"\(learner a toy, not another\)"),
         ({"width": 3}, r"\(weight \(2, 4\), not \(3, 4\)\)"),
     ],
 )
