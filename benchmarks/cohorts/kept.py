@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from benchmarks.cohorts.made import boxes_of
 from models.learning.preparation import PreparedScan
@@ -14,11 +14,14 @@ from models.types import Array, Int64, Size
 class KeptScan:
     """A prepared scan, read once; the same voxels (but for rounding, within the same range), and the same
     background beyond its border.
+
+    `given` (k,) is what was measured of it by others, for those who read that instead of voxels.
     """
 
-    def __init__(self, scan: PreparedScan) -> None:
+    def __init__(self, scan: PreparedScan, given: Float64[Array, " k"] | None = None) -> None:
         self.shape, self.channels = scan.shape, scan.channels
         self.background, self.value_range = np.float32(scan.background), scan.value_range
+        self.given = np.empty(0) if given is None else given
         self._above = whole(scan) - self.background
 
     def cubes(self, origins: Int64, size: Size) -> Float32[Array, "n c Z Y X"]:
