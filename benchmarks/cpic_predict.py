@@ -54,10 +54,11 @@ from models.learning.preparation import Preparation, PreparationConfig
 from models.learning.task import Task
 from models.regressors.cpic import Cpic
 from models.regressors.cpic_model import CpicModel
+from models.regressors.network_model import NetworkModel
 from models.regressors.neural import Answers, Scaling
 from models.regressors.readouts import FibreReadout, FibreReadoutConfig
 from models.regressors.resnet import ResNet
-from models.regressors.resnet3d import ResNet3dModel
+from models.regressors.resnet3d import WholeSight
 from models.training import Watch
 from models.tt.train import TensorTrain, stacked
 from models.types import CubeSource
@@ -280,7 +281,8 @@ def by_resnet(folder: Path) -> Row:
     wall, cpu = time.perf_counter(), time.process_time()
     volume, reader = opened(folder)
     scan = preparation.apply(raw_scan(reader, volume.stored), SEED)
-    model = ResNet3dModel(network, Answers(TASK), nothing, scan.shape, scan.channels, CPU)
+    sight = WholeSight(scan.shape, scan.channels, CPU)
+    model = NetworkModel(sight, network, Answers(TASK), nothing)
     answer = float(model.predict(Inputs.of([scan]))[0, 0])
     cold, cold_cpu = time.perf_counter() - wall, time.process_time() - cpu
     reader.close()

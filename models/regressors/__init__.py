@@ -1,4 +1,11 @@
-"""Regressors: recipes that make a model of a cohort. A new one is a file here and a line in `REGRESSORS`."""
+"""Regressors: recipes that make a model of a cohort. A new one is a file here and a line in `REGRESSORS`.
+
+- What all are: `base`; their settings: `settings`; the memory they take: `memory`, `encoder_memory`.
+- Recipes: `constant`, `tabular`, `voxel_ridge`, `tt_ridge`, `tt_mlp`, `random_voxels`, `cpic`, `resnet3d`.
+- Models that recipes share: `linear_model`, `network_model`, `cpic_model`.
+- What reads scans: `blocks`, `dense` (every voxel); `readouts`, `trains`, `guides`, `distances` (a few).
+- What is trained by descent: `neural`, `resnet`; encoders in `encoders`, by the recipe of `encoder_training`.
+"""
 
 from models.regressors.base import Regressor
 from models.regressors.constant import Constant

@@ -74,6 +74,14 @@ class Answers:
         told = answers(outputs.detach().double(), self.task).cpu().numpy()
         return np.asarray(told * self.deviation + self.centre)
 
+    def explained(self, outputs: Float[Tensor, " o"]) -> Tensor:
+        """The number that a saliency explains: the mean, the median, or the most probable class' log-odds."""
+        if self.task.kind != "classes":
+            return outputs.sort().values[len(outputs) // 2]
+        best = int(outputs.argmax())
+        others = torch.cat([outputs[:best], outputs[best + 1 :]])
+        return outputs[best] - others.logsumexp(dim=0)
+
     def to_json(self) -> dict[str, float]:
         """As plain JSON."""
         return {"centre": self.centre, "deviation": self.deviation}
@@ -105,8 +113,8 @@ class RowNetwork(nn.Module):
 class RowLearner:
     """A network, by the rows of the scans of a batch: each scan is looked at once per step.
 
-    An item is a scan that has rows: `scans` (s,) are their numbers in the cohort. `how` scans are looked at is
-    for checkpoints to know.
+    An item is a scan that has rows: `scans` (s,) are their numbers in the cohort. `how` says how scans are
+    looked at: a checkpoint of another way is refused.
     """
 
     def __init__(
@@ -167,27 +175,6 @@ class RowLearner:
 
     def restore(self, state: Mapping[str, Array]) -> None:
         """Nothing."""
-
-
-def predicted(
-    network: RowNetwork,
-    answers: Answers,
-    inputs: Inputs,
-    covariates: Float64[Array, "n t"],
-    look: LookAt,
-    device: torch.device,
-) -> Float64[Array, "n o"]:
-    """The answers to all rows. Each scan is looked at once and each row told alone: what is asked beside it
-    does not change a bit of an answer.
-    """
-    outputs = torch.empty(len(inputs), answers.task.outputs)
-    beside = torch.from_numpy(covariates).float().to(device)
-    with torch.inference_mode():
-        for scan in np.unique(inputs.scan_of):
-            features = network.features(look(np.array([scan])))
-            for row in np.flatnonzero(inputs.scan_of == scan).tolist():
-                outputs[row] = network.outputs_of(features, beside[row : row + 1])[0]
-    return answers.from_outputs(outputs)
 
 
 def weights_of(network: nn.Module) -> dict[str, Array]:

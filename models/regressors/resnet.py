@@ -71,7 +71,8 @@ class ResNet(RowNetwork):
     def settle(self, batches: Iterable[Float[Tensor, "b c z y x"]]) -> None:
         """Take the statistics of normalisation anew, with weights as they are: their mean over some batches.
 
-        Those kept while weights moved lag behind them (Wu & Johnson, Rethinking "batch" in BatchNorm, 2021).
+        Evaluation begins with that. Those kept while weights moved lag behind them (Wu & Johnson, Rethinking
+        "batch" in BatchNorm, 2021).
         """
         norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm3d)]
         for norm in norms:
@@ -81,6 +82,7 @@ class ResNet(RowNetwork):
         with torch.no_grad():
             for batch in batches:
                 self.features(batch)
+        self.eval()
 
 
 @dataclass(frozen=True)

@@ -8,33 +8,21 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from models.errors import InvalidConfig, InvalidShape
-from models.learning.cohort import Cohort, Inputs
-from models.learning.saved import digest, part, under
+from models.learning.cohort import Cohort
 from models.learning.task import Task
 from models.regressors.base import Extent, Look
 from models.regressors.dense import whole
-from models.regressors.linear_model import refuse_other, refuse_task
 from models.regressors.memory import FLOAT32, scan_bytes, slab_bytes
-from models.regressors.neural import (
-    Answers,
-    LookAt,
-    RowLearner,
-    Scaling,
-    load_weights,
-    predicted,
-    refuse_covariates,
-    weights_of,
-)
+from models.regressors.network_model import NetworkModel, Slopes
 from models.regressors.resnet import DEPTHS, ResNet, Sizes, least_places, sizes_of
 from models.regressors.settings import recipe_of
-from models.training import TrainingConfig, Watch, train
+from models.training import TrainingConfig, Watch
 from models.types import Array, CubeSource, Int64
 
-SCHEMA = 1
 KEEP_BYTES = 1 << 30
 """Whole scans are kept from epoch to epoch up to this; the others are read again."""
 KEPT_OF_A_LAYER = 2
@@ -71,38 +59,32 @@ class ResNet3d:
 
     def fit(
         self, cohort: Cohort, task: Task, *, seed: int, device: torch.device, watch: Watch
-    ) -> ResNet3dModel:
+    ) -> NetworkModel[WholeSight]:
         """See `Regressor`. Raises InvalidShape too where a batch leaves nothing to normalise by."""
-        scans = cohort.inputs.scans
-        places = least_places(scans[0].shape)
-        smallest = min(self.training.batch, len(np.unique(cohort.inputs.scan_of)))
-        if smallest * places < 2:
+        scans, told = cohort.inputs.scans, np.unique(cohort.inputs.scan_of)
+        smallest = min(self.training.batch, len(told))
+        if smallest * least_places(scans[0].shape) < 2:
             raise InvalidShape(
                 f"batch normalisation needs two values: scans of {scans[0].shape} shrink to one place, and "
                 f"batches have {smallest} scan: give larger scans, or batches and cohorts of two or more"
             )
-        covariates = Scaling.of(cohort.inputs.covariates)
-        answers = Answers.of(task, cohort.targets)
-        network = self._network(scans[0].channels, task, len(covariates.centre), seed, device)
-        kept = _Kept(scans, device)
-        learner = RowLearner(network, cohort, answers, covariates(cohort.inputs.covariates), kept, device)
-        train(learner, self.training, seed=seed, watch=watch)
-        batches = np.array_split(learner.scans, max(1, learner.items // self.training.batch))
-        network.settle(map(kept, batches))
-        return ResNet3dModel(network, answers, covariates, scans[0].shape, scans[0].channels, device)
+        sight, kept = WholeSight(scans[0].shape, scans[0].channels, device), _Kept(scans, device)
+        network = self._network(sight, cohort.inputs.covariates.shape[1], task, seed)
+        model = NetworkModel.fit(sight, network, cohort, task, kept, self.training, seed=seed, watch=watch)
+        network.settle(map(kept, np.array_split(told, max(1, len(told) // self.training.batch))))
+        return model
 
     def load(
         self, tensors: Mapping[str, Array], manifest: Mapping[str, Any], task: Task, device: torch.device
-    ) -> ResNet3dModel:
+    ) -> NetworkModel[WholeSight]:
         """See `Regressor`."""
-        refuse_other(tensors, manifest, SCHEMA)
-        refuse_task(manifest, task)
-        covariates = Scaling(**part("covariates", tensors))
-        network = self._network(manifest["channels"], task, len(covariates.centre), 0, device)
-        load_weights(network, part("network", tensors))
-        z, y, x = manifest["shape"]
-        answers = Answers(task, **manifest["answers"])
-        return ResNet3dModel(network, answers, covariates, (z, y, x), manifest["channels"], device)
+
+        def make(covariates: int) -> tuple[WholeSight, ResNet]:
+            z, y, x = manifest["shape"]
+            sight = WholeSight((z, y, x), manifest["channels"], device)
+            return sight, self._network(sight, covariates, task, 0)
+
+        return NetworkModel.from_saved(make, tensors, manifest, task)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
@@ -126,66 +108,45 @@ class ResNet3d:
     def _sizes(self, extent: Extent) -> Sizes:
         return sizes_of(extent.shape, extent.channels, self.width, self.depth)
 
-    def _network(self, channels: int, task: Task, covariates: int, seed: int, device: torch.device) -> ResNet:
+    def _network(self, sight: WholeSight, covariates: int, task: Task, seed: int) -> ResNet:
         network = ResNet(
-            channels, task.outputs, seed, width=self.width, depth=self.depth, covariates=covariates
+            sight.channels, task.outputs, seed, width=self.width, depth=self.depth, covariates=covariates
         )
-        return network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
+        return network.to(sight.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
 
 
-class ResNet3dModel:
-    """A trained network."""
+@dataclass(frozen=True)
+class WholeSight:
+    """All voxels of scans on one grid. A `Sight`."""
 
-    def __init__(
-        self,
-        network: ResNet,
-        answers: Answers,
-        covariates: Scaling,
-        shape: tuple[int, int, int],
-        channels: int,
-        device: torch.device,
-    ) -> None:
-        self._network, self._answers, self._covariates = network.eval(), answers, covariates
-        self._shape, self._channels, self._device = shape, channels, device
+    shape: tuple[int, int, int]
+    channels: int
+    device: torch.device
 
-    def predict(self, inputs: Inputs) -> Float64[Array, "n outputs"]:
-        """See `Model`. One whole scan is held at a time. Raises SourceFailed."""
-        refuse_covariates(inputs, len(self._covariates.centre))
-        self._refuse_other(inputs.scans[0])
-        covariates = self._covariates(inputs.covariates)
-        look = _from_source(inputs.scans, self._device)
-        return predicted(self._network, self._answers, inputs, covariates, look, self._device)
+    def see(self, scan: CubeSource) -> Float[Tensor, "1 c z y x"]:
+        """See `Sight`. Raises SourceFailed too."""
+        self._refuse_other(scan)
+        return torch.from_numpy(whole(scan))[None].to(self.device, memory_format=torch.channels_last_3d)
 
-    def look(self, scan: CubeSource, covariates: Float64[Array, " t"]) -> Look:
+    def look(self, scan: CubeSource, slopes: Slopes) -> Look:
         """Every voxel is looked at; nothing is known of distance or saliency."""
         self._refuse_other(scan)
         return Look(voxels=int(np.prod(scan.shape)))
 
     def tensors(self) -> dict[str, Array]:
-        """See `Model`."""
-        return {
-            **under("network", weights_of(self._network)),
-            **under("covariates", self._covariates.tensors()),
-        }
+        """None."""
+        return {}
 
     def manifest(self) -> dict[str, Any]:
-        """See `Model`."""
-        return {
-            "schema": SCHEMA,
-            "shape": list(self._shape),
-            "channels": self._channels,
-            "task": self._answers.task.to_json(),
-            "answers": self._answers.to_json(),
-            "parameters": sum(weights.numel() for weights in self._network.parameters()),
-            "digest": digest(self.tensors()),
-        }
+        """See `Sight`."""
+        return {"shape": list(self.shape), "channels": self.channels}
 
     def _refuse_other(self, scan: CubeSource) -> None:
         """Raise InvalidShape for a scan that is not on the training's grid."""
-        if (scan.shape, scan.channels) != (self._shape, self._channels):
+        if (scan.shape, scan.channels) != (self.shape, self.channels):
             raise InvalidShape(
-                f"scans are {scan.shape} with {scan.channels} channels, the training's {self._shape} with "
-                f"{self._channels}: prepare them as those were"
+                f"scans are {scan.shape} with {scan.channels} channels, the training's {self.shape} with "
+                f"{self.channels}: prepare them as those were"
             )
 
 
@@ -210,12 +171,3 @@ class _Kept:
             self._room -= values.nbytes
             self._kept[number] = values
         return values
-
-
-def _from_source(scans: tuple[CubeSource, ...], device: torch.device) -> LookAt:
-    def look(numbers: Int64) -> Float[Tensor, "b c z y x"]:
-        (number,) = numbers.tolist()
-        volume = torch.from_numpy(whole(scans[number]))[None]
-        return volume.to(device, memory_format=torch.channels_last_3d)
-
-    return look

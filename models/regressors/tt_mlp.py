@@ -12,29 +12,19 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from models.cpic.head import Head
-from models.learning.cohort import Cohort, Inputs
-from models.learning.saved import digest, part, under
+from models.learning.cohort import Cohort
+from models.learning.saved import part, under
 from models.learning.task import Task
 from models.regressors.base import Extent, Look
-from models.regressors.linear_model import refuse_other, refuse_task
 from models.regressors.memory import head_bytes
-from models.regressors.neural import (
-    Answers,
-    RowLearner,
-    RowNetwork,
-    Scaling,
-    load_weights,
-    predicted,
-    refuse_covariates,
-    weights_of,
-)
+from models.regressors.network_model import NetworkModel, Slopes
+from models.regressors.neural import RowNetwork, Scaling
 from models.regressors.readouts import FibreReadout
 from models.regressors.settings import recipe_of
 from models.regressors.trains import TrainConfig, saved_trains
-from models.training import TrainingConfig, Watch, train
+from models.threads import one_thread
+from models.training import TrainingConfig, Watch
 from models.types import Array, CubeSource
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -52,37 +42,36 @@ class TtMlp:
         default_factory=lambda: TrainingConfig(epochs=60, batch=20, rate=1e-3, weight_decay=1e-3)
     )
 
-    def fit(self, cohort: Cohort, task: Task, *, seed: int, device: torch.device, watch: Watch) -> TtMlpModel:
+    @one_thread()
+    def fit(
+        self, cohort: Cohort, task: Task, *, seed: int, device: torch.device, watch: Watch
+    ) -> NetworkModel[TrainSight]:
         """See `Regressor`."""
-        inputs = cohort.inputs
         readout, features = self.trains.read(cohort, seed=seed, report=watch.report)
-        scaling, covariates = Scaling.of(features), Scaling.of(inputs.covariates)
-        answers = Answers.of(task, cohort.targets)
-        network = self._network(features.shape[1], len(covariates.centre), task, seed, device)
-        seen = torch.from_numpy(scaling(features)).float().to(device)
-        learner = RowLearner(
-            network,
+        sight = TrainSight(readout, Scaling.of(features), device)
+        seen = sight.scaled(features)
+        return NetworkModel.fit(
+            sight,
+            self._network(sight, cohort.inputs.covariates.shape[1], task, seed),
             cohort,
-            answers,
-            covariates(inputs.covariates),
+            task,
             lambda scans: seen[torch.from_numpy(scans).to(device)],
-            device,
+            self.training,
+            seed=seed,
+            watch=watch,
         )
-        train(learner, self.training, seed=seed, watch=watch)
-        return TtMlpModel(network, readout, scaling, answers, covariates, device)
 
     def load(
         self, tensors: Mapping[str, Array], manifest: Mapping[str, Any], task: Task, device: torch.device
-    ) -> TtMlpModel:
+    ) -> NetworkModel[TrainSight]:
         """See `Regressor`."""
-        refuse_other(tensors, manifest, SCHEMA)
-        refuse_task(manifest, task)
-        scaling, covariates = (Scaling(**part(name, tensors)) for name in ("features", "covariates"))
-        network = self._network(len(scaling.centre), len(covariates.centre), task, 0, device)
-        load_weights(network, part("network", tensors))
-        readout = saved_trains(part("trains", tensors), manifest["trains"])
-        answers = Answers(task, **manifest["answers"])
-        return TtMlpModel(network, readout, scaling, answers, covariates, device)
+
+        def make(covariates: int) -> tuple[TrainSight, Perceptron]:
+            readout = saved_trains(part("trains", tensors), manifest["trains"])
+            sight = TrainSight(readout, Scaling(**part("features", tensors)), device)
+            return sight, self._network(sight, covariates, task, 0)
+
+        return NetworkModel.from_saved(make, tensors, manifest, task)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
@@ -97,11 +86,10 @@ class TtMlp:
         """See `Regressor`: one scan's train."""
         return self.trains.answering_bytes(extent) + head_bytes(extent.rows, self.trains.count)
 
-    def _network(
-        self, features: int, covariates: int, task: Task, seed: int, device: torch.device
-    ) -> Perceptron:
+    def _network(self, sight: TrainSight, covariates: int, task: Task, seed: int) -> Perceptron:
+        features = len(sight.scaling.centre)
         head = Head(features, seed, outputs=task.outputs, covariates=covariates, batch_norm=self.batch_norm)
-        return Perceptron(head).to(device)
+        return Perceptron(head).to(sight.device)
 
 
 class Perceptron(RowNetwork):
@@ -126,74 +114,32 @@ class Perceptron(RowNetwork):
         self.head.set_extra_state(torch.Generator().manual_seed(seed).get_state())
 
 
-class TtMlpModel:
-    """A trained perceptron, and how scans become its features."""
+@dataclass(frozen=True, eq=False)
+class TrainSight:
+    """Scans as their trains' principal features, scaled. A `Sight`."""
 
-    def __init__(
-        self,
-        network: Perceptron,
-        readout: FibreReadout,
-        scaling: Scaling,
-        answers: Answers,
-        covariates: Scaling,
-        device: torch.device,
-    ) -> None:
-        self._network, self._readout, self._scaling = network.eval(), readout, scaling
-        self._answers, self._covariates, self._device = answers, covariates, device
+    readout: FibreReadout
+    scaling: Scaling
+    device: torch.device
 
-    def predict(self, inputs: Inputs) -> Float64[Array, "n outputs"]:
-        """See `Model`."""
-        refuse_covariates(inputs, len(self._covariates.centre))
-        return predicted(
-            self._network,
-            self._answers,
-            inputs,
-            self._covariates(inputs.covariates),
-            lambda scans: self._seen(self._readout(inputs.scans[int(scans[0])])),
-            self._device,
-        )
+    def see(self, scan: CubeSource) -> Float[Tensor, "1 q"]:
+        """See `Sight`."""
+        return self.scaled(self.readout(scan)[None])
 
-    def look(self, scan: CubeSource, covariates: Float64[Array, " t"]) -> Look:
-        """See `Model`."""
-        beside = torch.from_numpy(self._covariates(covariates[None])).float().to(self._device)
+    def scaled(self, features: Float64[Array, "s q"]) -> Float[Tensor, "s q"]:
+        """Principal features as the perceptron takes them."""
+        return torch.from_numpy(self.scaling(features)).float().to(self.device)
 
-        def gradient(features: Float64[Array, " q"]) -> Float64[Array, " q"]:
-            seen = self._seen(features).requires_grad_()
-            outputs = self._network.outputs_of(seen, beside)
-            (slopes,) = torch.autograd.grad(self._explained(outputs[0]), seen)
-            varies = self._scaling.deviation > 0
-            scales = np.where(varies, self._scaling.deviation, np.inf)
-            return np.asarray(slopes[0].double().cpu().numpy() * self._answers.deviation / scales)
-
-        return self._readout.look(scan, gradient)
+    def look(self, scan: CubeSource, slopes: Slopes) -> Look:
+        """See `Sight`; what the readout knows of it."""
+        varies = self.scaling.deviation > 0
+        scales = np.where(varies, self.scaling.deviation, np.inf)
+        return self.readout.look(scan, lambda features: slopes(self.scaled(features[None]))[0] / scales)
 
     def tensors(self) -> dict[str, Array]:
-        """See `Model`."""
-        return {
-            **under("network", weights_of(self._network)),
-            **under("trains", self._readout.tensors()),
-            **under("features", self._scaling.tensors()),
-            **under("covariates", self._covariates.tensors()),
-        }
+        """See `Sight`."""
+        return {**under("trains", self.readout.tensors()), **under("features", self.scaling.tensors())}
 
     def manifest(self) -> dict[str, Any]:
-        """See `Model`."""
-        return {
-            "schema": SCHEMA,
-            "trains": self._readout.manifest(),
-            "task": self._answers.task.to_json(),
-            "answers": self._answers.to_json(),
-            "parameters": sum(weights.numel() for weights in self._network.parameters()),
-            "digest": digest(self.tensors()),
-        }
-
-    def _seen(self, features: Float64[Array, " q"]) -> Float[Tensor, "1 q"]:
-        return torch.from_numpy(self._scaling(features[None])).float().to(self._device)
-
-    def _explained(self, outputs: Float[Tensor, " o"]) -> Tensor:
-        """The number that a saliency explains: the mean, the median, or the most probable class' log-odds."""
-        if self._answers.task.kind != "classes":
-            return outputs.sort().values[len(outputs) // 2]
-        best = int(outputs.argmax())
-        others = torch.cat([outputs[:best], outputs[best + 1 :]])
-        return outputs[best] - others.logsumexp(dim=0)
+        """See `Sight`."""
+        return {"trains": self.readout.manifest()}

@@ -141,7 +141,7 @@ def test_saliency_is_gradient_times_value(recipe: Any) -> None:
     cohort = smooth_cohort(20, covariates=True)
     model = fitted(recipe, cohort)
     scan, covariates = cohort.inputs.scans[3], cohort.inputs.covariates[3]
-    trains = model.features if recipe is RIDGE else model._readout
+    trains = model.features if recipe is RIDGE else model.sight.readout
     features = trains(scan)
     basis = trains.basis
     at_zero = -(basis.mean_products @ basis.coefficients).numpy()
@@ -149,9 +149,9 @@ def test_saliency_is_gradient_times_value(recipe: Any) -> None:
     def told(features: Array) -> float:
         if recipe is RIDGE:
             return float(model.head.predict(features[None], covariates[None])[0, 0])
-        beside = torch.from_numpy(model._covariates(covariates[None])).float()
-        outputs = model._network.outputs_of(model._seen(features), beside)
-        return float(model._answers.from_outputs(outputs)[0, 0])
+        beside = torch.from_numpy(model.covariates(covariates[None])).float()
+        outputs = model.network.outputs_of(model.sight.scaled(features[None]), beside)
+        return float(model.answers.from_outputs(outputs)[0, 0])
 
     along = features - at_zero
     step = 1e-3 if recipe is MLP else 1.0
@@ -211,6 +211,26 @@ def test_a_killed_training_of_the_perceptron_goes_on_to_the_same_bits() -> None:
         assert np.array_equal(resumed[name], tensor), name
 
 
+def test_a_checkpoint_of_other_trains_is_not_gone_on_from() -> None:
+    cohort, kept = smooth_cohort(9), Memory()
+    with pytest.raises(Killed):
+        fitted(MLP, cohort, watch=Watch(KilledAt(4), kept))
+    other = replace(MLP, trains=replace(SMALL, fibres=FibreConfig(layout="tt", rank=3)))
+    with pytest.raises(InvalidShape, match="checkpoint is of another training"):
+        fitted(other, cohort, watch=Watch(checkpoints=kept))
+
+
+def test_the_perceptron_is_the_same_whatever_threads_there_are() -> None:
+    cohort, threads, digests = smooth_cohort(25, covariates=True), torch.get_num_threads(), set()
+    for number in (1, 3):
+        torch.set_num_threads(number)
+        try:
+            digests.add(fitted(MLP, cohort).manifest()["digest"])
+        finally:
+            torch.set_num_threads(threads)
+    assert len(digests) == 1
+
+
 def test_a_covariate_that_varies_by_rounding_alone_is_constant() -> None:
     tenths = np.full((7, 1), 0.1)
     assert tenths.std() > 0
@@ -219,12 +239,11 @@ def test_a_covariate_that_varies_by_rounding_alone_is_constant() -> None:
 
 
 def test_the_perceptron_is_the_paper_s() -> None:
-    task = Task("quantiles")
-    brain = TtMlp(batch_norm=True)._network(10, 0, task, 0, CPU)
-    lung = TtMlp()._network(10, 1, task, 0, CPU)
-    assert sum(p.numel() for p in brain.parameters()) == 3_423
-    assert sum(p.numel() for p in lung.parameters()) == 64_283
-    assert TtMlp().trains.count == 10
+    training = TrainingConfig(epochs=1)
+    brain, lung = TtMlp(batch_norm=True, training=training), TtMlp(training=training)
+    for recipe, covariates, weights in ((brain, False, 3_423), (lung, True, 64_283)):
+        model = fitted(recipe, smooth_cohort(11, covariates=covariates), Task("quantiles"))
+        assert model.manifest()["parameters"] == weights
 
 
 def test_anchors_are_drawn_where_there_are_too_many() -> None:
