@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainFeaturesConfig:
     """How scans become features: `count` principal axes of at most `anchors` trains of the training's.
 
     Where there are more scans, anchors are drawn. Raises InvalidConfig, naming the setting.

@@ -21,7 +21,7 @@ from models.regressors.network_model import NetworkModel, Slopes
 from models.regressors.neural import RowNetwork, Scaling
 from models.regressors.readouts import FibreReadout
 from models.regressors.settings import recipe_of
-from models.regressors.trains import TrainConfig, saved_trains
+from models.regressors.trains import TrainFeaturesConfig, saved_trains
 from models.threads import one_thread
 from models.training import TrainingConfig, Watch
 from models.types import Array, CubeSource
@@ -36,7 +36,7 @@ class TtMlp:
 
     name: ClassVar[str] = "tt_mlp"
 
-    trains: TrainConfig = field(default_factory=lambda: TrainConfig(count=10))
+    trains: TrainFeaturesConfig = field(default_factory=lambda: TrainFeaturesConfig(count=10))
     batch_norm: bool = False
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(epochs=60, batch=20, rate=1e-3, weight_decay=1e-3)

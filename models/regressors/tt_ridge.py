@@ -15,18 +15,18 @@ from models.regressors.linear_model import LinearModel
 from models.regressors.memory import head_bytes
 from models.regressors.readouts import FibreReadout
 from models.regressors.settings import recipe_of
-from models.regressors.trains import TrainConfig, saved_trains
+from models.regressors.trains import TrainFeaturesConfig, saved_trains
 from models.training import Watch
 from models.types import Array
 
 
 @dataclass(frozen=True)
 class TtRidge:
-    """Principal features of trains (`TrainConfig`) and a linear head."""
+    """Principal features of trains (`TrainFeaturesConfig`) and a linear head."""
 
     name: ClassVar[str] = "tt_ridge"
 
-    trains: TrainConfig = field(default_factory=TrainConfig)
+    trains: TrainFeaturesConfig = field(default_factory=TrainFeaturesConfig)
 
     def fit(
         self, cohort: Cohort, task: Task, *, seed: int, device: torch.device, watch: Watch

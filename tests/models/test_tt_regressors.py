@@ -20,7 +20,7 @@ from models.learning.task import Task
 from models.regressors.distances import left_out
 from models.regressors.neural import Scaling
 from models.regressors.readouts import HELD_OUT
-from models.regressors.trains import TrainConfig
+from models.regressors.trains import TrainFeaturesConfig
 from models.regressors.tt_mlp import TtMlp
 from models.regressors.tt_ridge import TtRidge
 from models.training import TrainingConfig, Watch, ignore
@@ -28,7 +28,7 @@ from models.tt.gram import gram
 from models.tt.train import TensorTrain, stacked
 
 CPU = torch.device("cpu")
-SMALL = TrainConfig(count=8, fibres=FibreConfig(layout="tt", rank=4))
+SMALL = TrainFeaturesConfig(count=8, fibres=FibreConfig(layout="tt", rank=4))
 RIDGE = TtRidge(SMALL)
 MLP = TtMlp(SMALL, training=TrainingConfig(epochs=4, batch=10, rate=1e-2, checkpoint_steps=3))
 LONGER = replace(MLP, training=TrainingConfig(epochs=25, batch=20, rate=3e-2))
@@ -259,7 +259,7 @@ def test_a_lone_scan_and_wrong_settings_are_refused() -> None:
     with pytest.raises(InvalidShape, match="1 scan has no principal axes"):
         fitted(MLP, smooth_cohort(1))
     few = TtMlp.from_settings({"trains": {"anchors": 5, "fibres": {"rank": 3}}, "training": {"epochs": 2}})
-    assert few.trains == TrainConfig(count=10, anchors=5, fibres=FibreConfig(layout="tt", rank=3))
+    assert few.trains == TrainFeaturesConfig(count=10, anchors=5, fibres=FibreConfig(layout="tt", rank=3))
     assert few.training == replace(TtMlp().training, epochs=2)
     nested = {"trains": {"count": 5, "fibres": {"layout": "qtt", "rank": 3}}}
     assert TtRidge.from_settings(nested).trains.fibres == FibreConfig(layout="qtt", rank=3)
