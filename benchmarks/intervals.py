@@ -273,7 +273,7 @@ def by_cpic() -> dict[str, Any]:
     made = spread(
         CPIC_SIZE,
         heads=phantom_heads(people, SEED),
-        protocol=Protocol(people // 2, 1, people),
+        protocol=Protocol(people // 2, 1, people - people // 2),
         seed=SEED,
     )
     cohort, answers, found = made.dense().cohort(), np.empty(len(made)), []
@@ -286,6 +286,7 @@ def by_cpic() -> dict[str, Any]:
     return {
         "size": CPIC_SIZE,
         "people": people,
+        "rows": len(cohort),
         "splits": CPIC_SPLITS,
         "steps": CPIC_RECIPE.steps,
         "starts": CPIC_RECIPE.starts,

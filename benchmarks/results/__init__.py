@@ -18,8 +18,8 @@ PICTURES = "pictures"
 
 def run(only: Sequence[str] = (), docs: Path = DOCS) -> dict[str, Any]:
     """Write the document and the figures of the runs that are there."""
-    from benchmarks.cpic_cohort import CASES
     from benchmarks.results import pictures, plots
+    from benchmarks.results.asked import asked
 
     if unknown := set(only) - {PICTURES}:
         raise SystemExit(f"no part {', '.join(sorted(unknown))}; there is {PICTURES}")
@@ -31,11 +31,12 @@ def run(only: Sequence[str] = (), docs: Path = DOCS) -> dict[str, Any]:
     figures = plots.draw(runs, folder)
     if (folder / f"{PICTURE}.png").exists():
         figures.add(f"{PICTURE}.png")
-    (docs / "results.md").write_text(document(runs, tuple(CASES), figures))
+    wanted = asked()
+    (docs / "results.md").write_text(document(runs, wanted, figures))
     return {
         "document": str(docs / "results.md"),
         "figures": sorted(figures),
-        "not_measured": missing(runs, tuple(CASES)),
+        "not_measured": missing(runs, wanted),
     }
 
 

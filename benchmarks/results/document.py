@@ -5,30 +5,42 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from benchmarks.results import words
+from benchmarks.results.asked import CONTROLS, Asked, answers, is_stale
 from benchmarks.results.runs import PICTURE, Run, Runs, command
-from benchmarks.results.tables import by_size, coverage, regressors, targets
+from benchmarks.results.tables import (
+    by_size,
+    chosen,
+    controls,
+    coverage,
+    differences,
+    regressors,
+    shipped,
+    targets,
+)
 
-BENCHMARKS = ("intervals", "cpic_predict", "cpic_train")
 
-
-def document(runs: Runs, cases: Sequence[str], figures: Collection[str]) -> str:
-    """The whole text. `cases` are all that there could be, `figures` the names of what was drawn."""
+def document(runs: Runs, asked: Asked, figures: Collection[str]) -> str:
+    """The whole text. `asked` names all that there could be, `figures` what was drawn."""
+    cases = tuple(asked.cases)
     parts = [
         words.HEAD,
-        *_asked(runs, cases),
+        *_asked(runs, asked),
         "## Made cohorts",
         words.READING,
         "### Spread",
         words.SPREAD,
-        *_cases(runs, [name for name in cases if name.startswith("spread")], figures),
+        *_cases(runs, asked, [name for name in cases if name.startswith("spread")], figures),
         *_figure("voxels.svg", words.VOXELS, figures),
         *_figure("size.svg", words.SIZES, figures),
         "### Spots",
         words.SPOTS,
-        *_cases(runs, [name for name in cases if name.startswith("spots")], figures),
+        *_cases(runs, asked, [name for name in cases if name.startswith("spots")], figures),
+        "### Controls",
+        words.CONTROLS,
+        *_other(runs, CONTROLS, figures),
         "## Real cohorts",
         words.REAL,
-        *_cases(runs, [name for name in cases if not name.startswith(("spread", "spots"))], figures),
+        *_cases(runs, asked, [name for name in cases if not name.startswith(("spread", "spots"))], figures),
         "## Intervals",
         words.INTERVALS,
         *_other(runs, "intervals", figures),
@@ -47,27 +59,31 @@ def document(runs: Runs, cases: Sequence[str], figures: Collection[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def missing(runs: Runs, cases: Sequence[str]) -> list[str]:
+def missing(runs: Runs, asked: Asked) -> list[str]:
     """The commands of what was not run."""
-    names = [command(name, (name,)) for name in cases if name not in runs.cases]
-    return names + [command(name) for name in (*BENCHMARKS, PICTURE) if name not in runs.others]
+    names = [command(name, (name,)) for name in asked.cases if name not in runs.cases]
+    return names + [command(name) for name in (*asked.others, PICTURE) if name not in runs.others]
 
 
-def _asked(runs: Runs, cases: Sequence[str]) -> Iterator[str]:
+def _asked(runs: Runs, asked: Asked) -> Iterator[str]:
     """All targets at a glance."""
-    told = {**{name: runs.cases[name] for name in cases if name in runs.cases}, **runs.others}
-    answers = [(name, answer) for name, run in told.items() for answer in run.told.get("targets", ())]
+    told = list(answers(runs, asked))
     yield "## What was asked"
-    if answers:
-        held = sum(bool(answer["holds"]) for _, answer in answers)
-        yield f"{held} of {len(answers)} targets hold in the runs that are here."
-        yield targets(answers)
-    if commands := missing(runs, cases):
+    if told:
+        held, not_held, open_ = (sum(each.holds is holds for each in told) for holds in (True, False, None))
+        old = sum(each.stale for each in told)
+        yield (
+            f"Of {len(told)} targets {held} hold, {not_held} {'does' if not_held == 1 else 'do'} not, and "
+            f"{open_} {'is' if open_ == 1 else 'are'} asked, not yet measured. {old} of the answers "
+            f"{'was' if old == 1 else 'were'} measured before the recipe changed."
+        )
+        yield targets(told)
+    if commands := missing(runs, asked):
         yield "Not measured:"
         yield "\n".join(f"- `{each}`" for each in commands)
 
 
-def _cases(runs: Runs, names: Sequence[str], figures: Collection[str]) -> Iterator[str]:
+def _cases(runs: Runs, asked: Asked, names: Sequence[str], figures: Collection[str]) -> Iterator[str]:
     """One part for each case."""
     for name in names:
         yield f"#### {name}"
@@ -82,7 +98,13 @@ def _cases(runs: Runs, names: Sequence[str], figures: Collection[str]) -> Iterat
             f"{'split' if told['splits'] == 1 else 'splits'}, standard deviation of the target "
             f"{told['target_sd']:.4g}."
         )
+        yield _code(run, asked.digests.get(name))
         yield regressors(told)
+        if names := chosen(told["regressors"]):
+            yield f"Split by split {names}."
+        if pairs := differences(told.get("differences", {})):
+            yield words.DIFFERENCES
+            yield pairs
         yield from _figure(f"{name}.svg", "", figures)
 
 
@@ -93,8 +115,14 @@ def _other(runs: Runs, name: str, figures: Collection[str]) -> Iterator[str]:
         yield _not_measured(command(name))
         return
     yield f"`{run.command}`{_seed(run.told)}"
+    yield _code(run)
+    if "r2" in run.told:
+        yield controls(run.told["r2"])
     if "cohorts" in run.told:
         yield coverage(run.told["cohorts"])
+    if rows := shipped(run.told):
+        yield words.SHIPPED
+        yield rows
     if "sizes" in run.told:
         yield by_size(run.told["sizes"])
     yield from _figure(f"{name}.svg", "", figures)
@@ -114,6 +142,7 @@ def _picture(run: Run | None, figures: Collection[str]) -> Iterator[str]:
         f"{told['left_weight']:.0%} of the absolute weight. Those within {told['near']} voxels of a slice "
         "are shown with it."
     )
+    yield _code(run)
     yield from _figure(f"{PICTURE}.png", "", figures)
 
 
@@ -122,6 +151,17 @@ def _figure(name: str, caption: str, figures: Collection[str]) -> list[str]:
     if name not in figures:
         return []
     return [*([caption] if caption else []), f"![{name.partition('.')[0]}](results/{name})"]
+
+
+def _code(run: Run, digest: str | None = None) -> str:
+    """Of which code a run is, and whether that is of today."""
+    if not run.code:
+        return words.OF_NO_CODE
+    dirty = {True: ", with changes", False: "", None: ", changes not known"}[run.code.get("dirty")]
+    versions = ", ".join(f"{name} {version}" for name, version in run.code.get("versions", {}).items())
+    commit, date = (run.code.get(name, "unknown") for name in ("commit", "date"))
+    told = f"Code `{commit}`{dirty}, {date}; {versions}."
+    return f"{words.OLD} {told}" if is_stale(run, digest) else told
 
 
 def _not_measured(by: str) -> str:

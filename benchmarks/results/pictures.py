@@ -17,6 +17,7 @@ from PIL import Image
 from benchmarks.cohorts import Protocol, phantom_heads, spread
 from benchmarks.cohorts.made import covered
 from benchmarks.cohorts.textures import Spread
+from benchmarks.provenance import provenance
 from benchmarks.results.runs import PICTURE
 from models.learning.task import Task
 from models.regressors.base import Saliency
@@ -60,6 +61,7 @@ class Slice:
 
 def draw(folder: Path) -> None:
     """Train, ask about one volume, write the picture and what it is of."""
+    code = provenance()
     heads = phantom_heads(PEOPLE)
     made = spread(SIZE, heads=heads, protocol=PROTOCOL, seed=SEED)
     cohort = made.dense().cohort()
@@ -88,6 +90,7 @@ def draw(folder: Path) -> None:
         "near": NEAR,
         **in_the_left(look.saliency),
         "histories": dict(model.histories),
+        "provenance": code,
     }
     (folder / f"{PICTURE}.json").write_text(json.dumps(facts, allow_nan=False) + "\n")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
 from math import prod
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -48,7 +49,7 @@ def draw(runs: Runs, folder: Path) -> set[str]:
     if (run := runs.others.get("cpic_predict")) is not None:
         figures["cpic_predict.svg"] = partial(time_and_memory, run.told["sizes"])
     if (covered := runs.others.get("intervals")) is not None:
-        figures["intervals.svg"] = partial(coverage, covered.told["cohorts"])
+        figures["intervals.svg"] = partial(coverage, covered.told)
     if told := dict(histories(runs)):
         figures["curves.svg"] = partial(curves, told)
     with mpl.rc_context(STYLE):
@@ -153,23 +154,46 @@ def time_and_memory(sizes: Told) -> Figure:
     return figure
 
 
-def coverage(cohorts: list[Told]) -> Figure:
-    """Empirical against nominal coverage, beside three points either way."""
-    figure, axes = _figure(5.6, 4.0)
-    levels = sorted({row["level"] for table in cohorts for row in table["split"]})
-    ends = [levels[0] - 0.02, levels[-1] + 0.02]
-    axes.plot(ends, ends, color="#666666", linewidth=0.8)
-    axes.fill_between(ends, [end - 0.03 for end in ends], [end + 0.03 for end in ends], color="#eeeeee")
+def coverage(told: Told) -> Figure:
+    """Empirical against nominal coverage, beside three points either way.
+
+    Dots are split-conformal; squares are intervals as shipped, by the recipe that is taken, and crosses what
+    quantiles hold that were not widened.
+    """
+    figure, axes = _figure(6.6, 4.4)
+    cohorts, cpic = told.get("cohorts", []), told.get("cpic_as_shipped")
     for number, table, colour in zip(count(), cohorts, COLOURS, strict=False):
         shift = 0.002 * (number - (len(cohorts) - 1) / 2)
-        at = [row["level"] + shift for row in table["split"]]
-        covered = [row["coverage"] for row in table["split"]]
+        at, covered = _covered(table["split"], shift)
         label = f"{table['cohort']}, {table['reader']}"
         axes.errorbar(at, covered, yerr=table["noise"], fmt="o", color=colour, label=label, capsize=2)
+        if "as_shipped" in table:
+            axes.plot(
+                *_covered(table["as_shipped"]["auto"], shift), "s", color=colour, markerfacecolor="none"
+            )
+        if "quantiles" in table:
+            axes.plot(*_covered([table["quantiles"]["own"]], shift), "x", color=colour)
+    if cpic is not None:
+        label = f"spread, cpic as shipped, {cpic['splits']} splits"
+        axes.plot(
+            *_covered(cpic["as_shipped"], 0), "D", color=COLOURS[-1], label=label, markerfacecolor="none"
+        )
+    if any("as_shipped" in table for table in cohorts):
+        axes.plot([], [], "s", color="#444444", markerfacecolor="none", label="as shipped (auto)")
+        axes.plot([], [], "x", color="#444444", label="q.2 to q.8, not widened")
+    ends = np.array(axes.get_xlim())
+    axes.plot(ends, ends, color="#666666", linewidth=0.8, zorder=0)
+    axes.fill_between(ends, ends - 0.03, ends + 0.03, color="#eeeeee", zorder=0)
+    axes.set_xlim(*ends)
     axes.set_xlabel("nominal coverage")
-    axes.set_ylabel("empirical coverage, 20 splits")
+    axes.set_ylabel("empirical coverage")
     _legend(figure)
     return figure
+
+
+def _covered(rows: Sequence[Told], shift: float) -> tuple[list[float], list[float]]:
+    """(nominal, empirical); the former moved aside, so that cohorts do not hide each other."""
+    return [row["level"] + shift for row in rows], [row["coverage"] for row in rows]
 
 
 def histories(runs: Runs) -> Iterator[tuple[str, Told]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ Told = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """What was told, and the command that told it."""
+    """What was told, the command that told it, and of which `code` it is: empty where that was not told."""
 
     told: Told
     command: str
+    code: Told = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,15 @@ def read(folder: Path) -> Runs:
     others: dict[str, Run] = {}
     for path in sorted(folder.glob("*.json")):
         told = _told(path)
+        code = told.get("provenance", {})
         if "cases" not in told:
-            others[path.stem] = Run(told, command(path.stem))
+            others[path.stem] = Run(told, command(path.stem), code)
             continue
         for name, case in told["cases"].items():
             if name in cases:
                 raise SystemExit(f"{path} has the case {name}, which another file has too: remove one")
-            cases[name] = Run(case, command(path.stem, tuple(told["cases"])))
+            by = command(path.stem, tuple(told["cases"]))
+            cases[name] = Run(case, by, {**code, **case.get("provenance", {})})
     return Runs(cases, others)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from benchmarks.results.asked import Answered
 from benchmarks.results.runs import Told
 from benchmarks.targets import number
 
 COLUMNS = {
     "parameters": "parameters",
     "train_s": "training, s",
+    "epoch_s": "an epoch, s",
     "fit_s": "fitting, s",
     "predict_s": "a scan, s",
+    "memory_mib": "MiB",
     "voxels": "voxels of a scan",
 }
 """Facts about regressors, and what they are called; a table has those that are known of one at least."""
@@ -27,29 +30,51 @@ def regressors(case: Told) -> str:
     """What each regressor made of a case."""
     told = case["regressors"]
     known = [key for key in COLUMNS if any(key in facts for facts in told.values())]
-    headings = ["regressor", "R2 [95 %]", "RMSE [95 %]", "sd over seeds", "seeds"]
+    headings = ["regressor", "R2 [95 %]", "R2 of each seed", "RMSE [95 %]", "sd over seeds", "seeds"]
     rows = []
     for name, facts in told.items():
         spread = facts["r2"]["sd_of_seeds"]
-        row = [name, between(facts["r2"], ".3f"), between(facts["rmse"], ".4g")]
+        row = [name, between(facts["r2"], ".3f"), seeds(facts["r2"]), between(facts["rmse"], ".4g")]
         row += ["" if spread is None else f"{spread:.3f}", str(facts["seeds"])]
         rows.append(row + [_fact(facts.get(key)) for key in known])
     return table(headings + [COLUMNS[key] for key in known], rows)
 
 
-def targets(answers: Iterable[tuple[str, Told]]) -> str:
+def differences(told: Mapping[str, Told]) -> str:
+    """By how much the R2 of one is above that of another, with its interval; empty for no pairs."""
+    rows = [[gain["of"], gain["against"], between(gain, ".3f")] for gain in told.values()]
+    return table(["R2 of", "less that of", "difference [95 %]"], rows) if rows else ""
+
+
+def chosen(told: Mapping[str, Told]) -> str:
+    """What was chosen by those who choose, cell by cell; empty where nobody does."""
+    of = {name: facts["chosen"] for name, facts in told.items() if "chosen" in facts}
+    return "; ".join(f"`{name}` took {', '.join(names)}" for name, names in of.items())
+
+
+def targets(answers: Iterable[Answered]) -> str:
     """What was asked, of which run, and whether it holds."""
+    words = {True: "holds", False: "**DOES NOT HOLD**", None: "asked, not yet measured"}
     rows = [
         [
-            run,
-            answer["key"],
-            f"{'at least' if answer['at_least'] else 'at most'} {number(answer['limit'])}",
-            number(answer["measured"]),
-            "holds" if answer["holds"] else "**DOES NOT HOLD**",
+            each.run,
+            each.target.key,
+            f"{'at least' if each.target.at_least else 'at most'} {number(each.target.limit)}",
+            "" if each.measured is None else number(each.measured),
+            words[each.holds] + ("; measured before the recipe changed" if each.stale else ""),
         ]
-        for run, answer in answers
+        for each in answers
     ]
     return table(["run", "figure", "asked", "measured", ""], rows)
+
+
+def controls(r2: Mapping[str, Mapping[str, float]]) -> str:
+    """R2 of each control, by cohort; those that a cohort has not are left out there."""
+    names = list(dict.fromkeys(name for scores in r2.values() for name in scores))
+    rows = [
+        [name, *(f"{scores[name]:.3f}" if name in scores else "" for scores in r2.values())] for name in names
+    ]
+    return table(["R2 on other people", *r2], rows)
 
 
 def by_size(sizes: Told) -> str:
@@ -78,15 +103,44 @@ def coverage(cohorts: Sequence[Told]) -> str:
     return table(headings, rows)
 
 
+def shipped(told: Told) -> str:
+    """Coverage and width by level of the intervals that `train` makes; empty where there are none."""
+    rows = []
+    for each in told.get("cohorts", ()):
+        where = [each["cohort"], each["reader"]]
+        for recipe, levels in each.get("as_shipped", {}).items():
+            rows += [[*where, recipe, *_covered(level, each["unit"])] for level in levels]
+        if "quantiles" in each:
+            own, widened = each["quantiles"]["own"], each["quantiles"]["as_shipped"]
+            rows.append([*where, "ridge, its own q.2 to q.8", *_covered(own, each["unit"])])
+            rows += [
+                [*where, "ridge, quantiles widened", *_covered(level, each["unit"])] for level in widened
+            ]
+    if (cpic := told.get("cpic_as_shipped")) is not None:
+        where = [f"spread at {cpic['size']}^3", "scans"]
+        recipe = f"cpic, {cpic['steps']} steps, {cpic['splits']} splits, R2 {cpic['r2']:.3f}"
+        rows += [[*where, recipe, *_covered(level, "shares")] for level in cpic["as_shipped"]]
+    headings = ["cohort", "read", "recipe", "nominal", "covered", "width"]
+    return table(headings, rows) if rows else ""
+
+
+def _covered(row: Told, unit: str) -> list[str]:
+    return [f"{row['level']:.3f}", f"{row['coverage']:.3f}", f"{number(float(row['width']))} {unit}"]
+
+
 def between(score: Told, form: str) -> str:
     """A value and its interval."""
     return f"{score['value']:{form}} [{score['low']:{form}}, {score['high']:{form}}]"
 
 
+def seeds(score: Told) -> str:
+    """Every seed's value, ascending, where there are several and the run told them."""
+    values = sorted(score.get("seeds", ()))
+    return " ".join(f"{value:.3f}" for value in values) if len(values) > 1 else ""
+
+
 def _fact(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return "" if value is None else number(value)
 
 
 def _estimated(row: Told, key: str) -> str:

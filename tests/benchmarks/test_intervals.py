@@ -117,6 +117,7 @@ def test_cpic_answers_everybody_once_as_shipped(monkeypatch, capsys):
     monkeypatch.setattr(intervals, "CPIC_SIZE", 8)
     monkeypatch.setattr(intervals, "CPIC_COUNTS", (3, 3, 3))
     monkeypatch.setattr(intervals, "CPIC_SPLITS", 3)
+    monkeypatch.setattr(intervals, "SHIPPED_FOLDS", 2)
     fibres = FibreConfig(layout="qtt", rank=2)
     small = Cpic(
         encoder=EncoderConfig(hidden=(2,), features=2),
@@ -128,7 +129,7 @@ def test_cpic_answers_everybody_once_as_shipped(monkeypatch, capsys):
     monkeypatch.setattr(intervals, "CPIC_RECIPE", small)
     found = intervals.run([intervals.CPIC])
     shipped = found["cpic_as_shipped"]
-    assert (shipped["people"], shipped["splits"], shipped["steps"]) == (9, 3, 1)
+    assert (shipped["people"], shipped["rows"], shipped["splits"], shipped["steps"]) == (9, 9, 3, 1)
     assert [row["level"] for row in shipped["as_shipped"]] == list(COVERAGES)
     assert shipped["r2"] < 1
     assert "cohorts" not in found

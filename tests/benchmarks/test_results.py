@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.results import run, show
+from benchmarks.results.asked import CONTROLS, Asked, answers, asked
 from benchmarks.results.document import document, missing
 from benchmarks.results.runs import Run, Runs, read
 from benchmarks.targets import Target, judged
@@ -17,11 +18,22 @@ from benchmarks.targets import Target, judged
 needs_matplotlib = pytest.mark.skipif(
     importlib.util.find_spec("matplotlib") is None, reason="matplotlib is in the extra bench"
 )
-CASES = ("spread-32", "spread-64", "ixi_age")
+WANTED = (Target("cpic r2", 0.9, at_least=True), Target("voxel_ridge r2", 0.05))
+ASKED = Asked(
+    {"spread-32": WANTED, "spread-64": WANTED, "ixi_age": (Target("cpic minus best r2", 0, at_least=True),)},
+    {
+        "intervals": (Target("soop_coverage_gap", 0.03), Target("soop_coverage_gap_as_shipped", 0.03)),
+        "cpic_predict": (Target("cold_s_256", 3),),
+        "cpic_train": (),
+        CONTROLS: (Target("spread_voxel_ridge", 0.05),),
+    },
+    {"spread-32": "ab", "spread-64": "cd"},
+)
+CODE = {"commit": "0123456789ab", "dirty": True, "versions": {"numpy": "2.0"}, "date": "2026-11-21"}
 
 
-def score(value, sd=None):
-    return {"value": value, "sd_of_seeds": sd, "low": value - 0.1, "high": value + 0.05}
+def score(value, sd=None, **more):
+    return {"value": value, "sd_of_seeds": sd, "low": value - 0.1, "high": value + 0.05, **more}
 
 
 def regressor(r2, **facts):
@@ -30,14 +42,13 @@ def regressor(r2, **facts):
 
 def case(**regressors):
     keys = {f"{name} r2": facts["r2"]["value"] for name, facts in regressors.items()}
-    wanted = (Target("cpic r2", 0.9, at_least=True), Target("voxel_ridge r2", 0.05))
     return {
         "rows": 102,
         "patients": 33,
         "splits": 1,
         "target_sd": 0.28123,
         "regressors": regressors,
-        "targets": judged(keys, wanted),
+        "targets": judged(keys, WANTED[:1]),
     }
 
 
@@ -84,13 +95,41 @@ INTERVALS = {
 }
 
 
+SHIPPED_ROWS = [{"level": level, "coverage": level - 0.07, "width": 0.5} for level in (0.8, 0.9, 0.95)]
+SHIPPED = {
+    **INTERVALS,
+    "cohorts": [
+        {
+            **covered("soop", 0.04),
+            "as_shipped": {"auto": SHIPPED_ROWS},
+            "quantiles": {"own": {"level": 0.6, "coverage": 0.52, "width": 0.3}, "as_shipped": SHIPPED_ROWS},
+        }
+    ],
+    "cpic_as_shipped": {
+        "size": 32,
+        "steps": 60,
+        "splits": 4,
+        "r2": 0.91,
+        "as_shipped": [{"level": 0.8, "coverage": 0.75, "width": 0.5}],
+    },
+}
+CONTROLLED = {
+    "spread at 32^3": {"roughness per half": 0.5021, "ridge": -0.001},
+    "spots at 64^3": {"ridge": 0.003, "oracle": 0.719},
+}
+
+
 @pytest.fixture
 def docs(tmp_path: Path) -> Path:
     files = {
-        "spread-32": {"cases": {"spread-32": spread(0.951)}},
+        "spread-32": {
+            "cases": {"spread-32": {**spread(0.951), "provenance": {"digest": "ab"}}},
+            "provenance": CODE,
+        },
         "larger": {"cases": {"spread-64": spread(0.875), "spread-128": spread(0.6)}},
         "intervals": INTERVALS,
-        "cpic_predict": PREDICT,
+        "cpic_predict": {**PREDICT, "provenance": CODE},
+        CONTROLS: {"seed": 0, "spread_voxel_ridge": 0.0, "r2": CONTROLLED, "provenance": CODE},
     }
     (tmp_path / "results").mkdir()
     for name, told in files.items():
@@ -99,13 +138,13 @@ def docs(tmp_path: Path) -> Path:
 
 
 def written(docs: Path) -> str:
-    return document(read(docs / "results"), CASES, {"spread-32.svg"})
+    return document(read(docs / "results"), ASKED, {"spread-32.svg"})
 
 
 def test_without_runs_every_part_says_how_to_measure_it() -> None:
-    text = document(Runs({}, {}), CASES, ())
-    commands = missing(Runs({}, {}), CASES)
-    assert len(commands) == len(CASES) + 4
+    text = document(Runs({}, {}), ASKED, ())
+    commands = missing(Runs({}, {}), ASKED)
+    assert len(commands) == len(ASKED.cases) + 5
     for command in commands:
         assert f"- `{command}`" in text
         assert f"Not measured: `{command}`" in text
@@ -122,6 +161,7 @@ def test_numbers_stand_with_their_intervals_and_commands(docs: Path) -> None:
     assert cells == [
         "cpic",
         "0.951 [0.851, 1.001]",
+        "",
         "0.4 [0.3, 0.45]",
         "0.012",
         "3",
@@ -129,7 +169,7 @@ def test_numbers_stand_with_their_intervals_and_commands(docs: Path) -> None:
         "40.2",
         "",
         "0.11",
-        "912",
+        "913",
     ]
     assert "cpic_cohort --only spread-32 --json docs/results/spread-32.json`: 102 rows tested, 33" in text
     assert "cpic_cohort --only spread-64,spread-128 --json docs/results/larger.json`" in text
@@ -142,17 +182,81 @@ def test_numbers_stand_with_their_intervals_and_commands(docs: Path) -> None:
     assert text.count("![") == 1
 
 
-def test_targets_say_whether_they_hold(docs: Path) -> None:
-    rows = [line for line in written(docs).splitlines() if "at least" in line or "at most" in line]
+def test_all_targets_stand_there_whether_they_were_measured_or_not(docs: Path) -> None:
+    rows = [line for line in written(docs).splitlines() if "| at least" in line or "| at most" in line]
+    old = "; measured before the recipe changed"
     assert rows == [
         "| spread-32 | cpic r2 | at least 0.9 | 0.951 | holds |",
-        "| spread-32 | voxel_ridge r2 | at most 0.05 | 0.01 | holds |",
-        "| spread-64 | cpic r2 | at least 0.9 | 0.875 | **DOES NOT HOLD** |",
-        "| spread-64 | voxel_ridge r2 | at most 0.05 | 0.01 | holds |",
+        "| spread-32 | voxel_ridge r2 | at most 0.05 | 0.01 | holds |",  # asked only after the run
+        f"| spread-64 | cpic r2 | at least 0.9 | 0.875 | **DOES NOT HOLD**{old} |",
+        f"| spread-64 | voxel_ridge r2 | at most 0.05 | 0.01 | holds{old} |",
+        "| ixi_age | cpic minus best r2 | at least 0 |  | asked, not yet measured |",
+        f"| intervals | soop_coverage_gap | at most 0.03 | 0.04 | **DOES NOT HOLD**{old} |",
+        "| intervals | soop_coverage_gap_as_shipped | at most 0.03 |  | asked, not yet measured |",
         "| cpic_predict | cold_s_256 | at most 3 | 2.5 | holds |",
-        "| intervals | soop_coverage_gap | at most 0.03 | 0.04 | **DOES NOT HOLD** |",
+        "| cohorts.controls | spread_voxel_ridge | at most 0.05 | 0 | holds |",
     ]
-    assert "4 of 6 targets hold" in written(docs)
+    assert "Of 9 targets 5 hold, 2 do not, and 2 are asked, not yet measured. 3 of the answers" in written(
+        docs
+    )
+
+
+def test_the_list_of_targets_is_the_benchmarks_own() -> None:
+    from benchmarks import cpic_cohort, cpic_predict, intervals
+
+    of = asked()
+    told = list(answers(Runs({}, {}), of))
+    assert all(each.holds is None for each in told)
+    keys = {(each.run, each.target) for each in told}
+    for name, case in cpic_cohort.CASES.items():
+        assert of.digests[name] == case.provenance["digest"]
+        assert {(name, target) for target in case.targets} <= keys
+    for name, module in (("cpic_predict", cpic_predict), ("intervals", intervals)):
+        assert {(name, target) for target in module.TARGETS} <= keys
+
+
+def test_a_run_of_other_settings_and_one_of_no_code_are_marked(docs: Path) -> None:
+    def part() -> str:
+        return written(docs).partition("#### spread-32\n")[2].partition("####")[0]
+
+    told = "Code `0123456789ab`, with changes, 2026-11-21; numpy 2.0."
+    assert told in part()
+    assert "Measured before the recipe changed" not in part()
+    path = docs / "results" / "spread-32.json"
+    case = {**spread(0.951), "provenance": {"digest": "other"}}
+    path.write_text(json.dumps({"cases": {"spread-32": case}, "provenance": CODE}))
+    assert f"**Measured before the recipe changed.** {told}" in part()
+    path.write_text(json.dumps({"cases": {"spread-32": spread(0.951)}}))
+    assert "**Measured before the recipe changed.** At least, the file does not say" in part()
+
+
+def test_seeds_choices_and_differences_stand_beside_the_means(docs: Path) -> None:
+    told = spread(0.951)
+    told["regressors"]["cpic"]["r2"] = score(0.6, 0.5, seeds=[0.96, -0.14, 0.98])
+    told["regressors"]["auto"] = regressor(0.3, chosen=["constant", "cpic"])
+    told["differences"] = {"cpic minus best r2": score(-0.2, of="cpic", against="voxel_ridge")}
+    (docs / "results" / "spread-32.json").write_text(json.dumps({"cases": {"spread-32": told}}))
+    text = written(docs)
+    assert "| cpic | 0.600 [0.500, 0.650] | -0.140 0.960 0.980 | 0.4" in text
+    assert "`auto` took constant, cpic" in text
+    assert "| cpic | voxel_ridge | -0.200 [-0.300, -0.150] |" in text
+
+
+def test_controls_stand_with_what_they_find(docs: Path) -> None:
+    text = written(docs)
+    assert "| R2 on other people | spread at 32^3 | spots at 64^3 |" in text
+    assert "| roughness per half | 0.502 |  |" in text
+    assert "| oracle |  | 0.719 |" in text
+
+
+def test_intervals_as_shipped_stand_beside_the_others(docs: Path) -> None:
+    (docs / "results" / "intervals.json").write_text(json.dumps(SHIPPED))
+    text = written(docs)
+    assert "| soop | block means | auto | 0.900 | 0.830 | 0.5 shares |" in text
+    assert "| soop | block means | ridge, its own q.2 to q.8 | 0.600 | 0.520 | 0.3 shares |" in text
+    assert (
+        "| spread at 32^3 | scans | cpic, 60 steps, 4 splits, R2 0.910 | 0.800 | 0.750 | 0.5 shares |" in text
+    )
 
 
 @pytest.mark.parametrize("content", ["{", "[1]"])
@@ -206,7 +310,10 @@ def test_points_are_where_they_were_measured() -> None:
     (axes,) = plots.by_size(sized).axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert lines["cpic"] == [[32, 0.951], [64, 0.875]]
-    (axes,) = plots.coverage(INTERVALS["cohorts"]).axes
+    (axes,) = plots.coverage(SHIPPED).axes
+    drawn = {(float(x), float(y)) for line in axes.lines for x, y in line.get_xydata()}
+    assert {(0.6, 0.52), (0.8, 0.73), (0.8, 0.75)} <= {(round(x, 9), round(y, 9)) for x, y in drawn}
+    (axes,) = plots.coverage(INTERVALS).axes
     told = [container.lines[0].get_ydata().tolist() for container in axes.containers]
     assert np.array(told) == pytest.approx(np.array([[0.79, 0.89, 0.94], [0.76, 0.86, 0.91]]))
     assert [plots.voxels(size) for size in ("256", "64x1024x1024")] == [256**3, 64 * 1024**2]

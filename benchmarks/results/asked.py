@@ -1,0 +1,87 @@
+"""All that is asked of the benchmarks, measured or not: the targets that each of them declares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from benchmarks.results.runs import Run, Runs
+from benchmarks.targets import Target
+
+CONTROLS = "cohorts.controls"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Targets by the name of the case or of the benchmark, and the digests of today's recipes of cases."""
+
+    cases: Mapping[str, Sequence[Target]]
+    others: Mapping[str, Sequence[Target]] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A target of a run, and what was measured: None where nothing was."""
+
+    run: str
+    target: Target
+    measured: float | None
+    stale: bool = False
+
+    @property
+    def holds(self) -> bool | None:
+        """None where it was not measured."""
+        return None if self.measured is None else self.target.holds(self.measured)
+
+
+def asked() -> Asked:
+    """As the benchmarks declare it today."""
+    from benchmarks import cpic_cohort, cpic_predict, intervals
+    from benchmarks.cohorts import controls
+
+    others = {
+        "intervals": intervals.TARGETS,
+        "cpic_predict": cpic_predict.TARGETS,
+        "cpic_train": (),
+        CONTROLS: controls.TARGETS,
+    }
+    cases = cpic_cohort.CASES
+    return Asked(
+        {name: case.targets for name, case in cases.items()},
+        others,
+        {name: case.provenance["digest"] for name, case in cases.items()},
+    )
+
+
+def answers(runs: Runs, of: Asked) -> Iterator[Answered]:
+    """Every target, in the order of the document."""
+    for known, targets in ((runs.cases, of.cases), (runs.others, of.others)):
+        for name, wanted in targets.items():
+            run = known.get(name)
+            stale = run is not None and is_stale(run, of.digests.get(name))
+            for target in wanted:
+                measured = None if run is None else _measured(run, target.key)
+                yield Answered(name, target, measured, stale and measured is not None)
+
+
+def is_stale(run: Run, digest: str | None) -> bool:
+    """Whether the recipe has changed since, for all that the run tells: it does not know its code, or names
+    settings that are not today's.
+    """
+    if not run.code:
+        return True
+    told = run.code.get("digest")
+    return told is not None and digest is not None and told != digest
+
+
+def _measured(run: Run, key: str) -> float | None:
+    """What a run tells of a target's key, though it was asked only after it."""
+    for answer in run.told.get("targets", ()):
+        if answer["key"] == key:
+            found: float | None = answer["measured"]
+            return found
+    shown, _, metric = key.rpartition(" ")
+    scores = run.told.get("regressors", {}).get(shown, {})
+    value = run.told.get(key) if metric not in scores else scores[metric]["value"]
+    return value if isinstance(value, int | float) else None
