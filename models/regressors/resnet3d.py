@@ -60,9 +60,7 @@ class ResNet3d:
     def fit(
         self, cohort: Cohort, task: Task, *, seed: int, device: torch.device, watch: Watch
     ) -> NetworkModel[WholeSight]:
-        """See `Regressor`; same bits with as many threads. Raises InvalidShape too where a batch leaves nothing
-        to normalise by.
-        """
+        """See `Regressor`. Raises InvalidShape too where a batch leaves nothing to normalise by."""
         scans, told = cohort.inputs.scans, np.unique(cohort.inputs.scan_of)
         smallest = min(self.training.batch, len(told))
         if smallest * least_places(scans[0].shape) < 2:
