@@ -17,9 +17,10 @@
     │   ├── VolumeNotReady
     │   ├── JobNotFinished
     │   └── JobFailed
-    ├── InvalidParameters            a job's parameters do not fit its kind's schema
-    ├── InvalidCohort                a table of scans and targets that nothing can be learnt from
-    ├── CohortNotReady               scans of a table are still being read
+    ├── FaultyInput
+    │   ├── InvalidParameters        a job's parameters do not fit its kind's schema
+    │   ├── InvalidCohort            a table of scans and targets that nothing can be learnt from
+    │   └── CohortNotReady           scans of a table are still being read
     ├── UnusableModel                what was named as a model cannot be used as one
     ├── UnknownKind                  no worker has announced this kind of job
     ├── CorruptVolume                stored bytes no longer match their checksum or manifest
@@ -35,7 +36,13 @@ The table that turns a code into an HTTP status stands in `service/errors.py`, a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
+
+MOST_PROBLEMS = 100
+"""So many faults of one input are kept with their places."""
+TOLD_PROBLEMS = 20
+"""So many of them are told in words."""
 
 
 class StorageError(Exception):
@@ -190,38 +197,41 @@ class JobFailed(Conflict):
         self.job_id, self.state, self.cause = job_id, state, cause
 
 
-class InvalidParameters(StorageError):
-    """A job's parameters do not fit. `problems` is a list of (JSON pointer, what is wrong)."""
+class FaultyInput(StorageError):
+    """Something in a job's parameters is wrong. `problems` is a list of (JSON pointer, what is wrong).
+
+    The first `MOST_PROBLEMS` are kept, and the first `TOLD_PROBLEMS` are told in words; `more` counts others
+    that were found and are not among `problems`.
+    """
+
+    preface: ClassVar[str] = ""
+
+    def __init__(self, problems: Sequence[tuple[str, str]], more: int = 0) -> None:
+        told = [f"{pointer or '/'}: {detail}" for pointer, detail in problems[:TOLD_PROBLEMS]]
+        if (untold := len(problems) - len(told) + more) > 0:
+            told.append(f"and {untold:,} more")
+        super().__init__(self.preface + "; ".join(told))
+        self.problems = list(problems[:MOST_PROBLEMS])
+
+
+class InvalidParameters(FaultyInput):
+    """A job's parameters do not fit."""
 
     code = "invalid-parameters"
 
-    def __init__(self, problems: list[tuple[str, str]]) -> None:
-        super().__init__("; ".join(f"{pointer or '/'}: {detail}" for pointer, detail in problems))
-        self.problems = problems
 
-
-class InvalidCohort(StorageError):
-    """A table that cannot be learnt from, or be judged on. `problems`: (JSON pointer, what is wrong)."""
+class InvalidCohort(FaultyInput):
+    """A table that cannot be learnt from, or be judged on."""
 
     code = "invalid-cohort"
 
-    def __init__(self, problems: list[tuple[str, str]]) -> None:
-        super().__init__("; ".join(f"{pointer}: {detail}" for pointer, detail in problems))
-        self.problems = problems
 
-
-class CohortNotReady(StorageError):
-    """Scans that rows name are still being read. `problems`: (JSON pointer, what is wrong)."""
+class CohortNotReady(FaultyInput):
+    """Scans that rows name are still being read."""
 
     code = "cohort-not-ready"
     retryable = True
-
-    def __init__(self, problems: list[tuple[str, str]]) -> None:
-        super().__init__(
-            "scans are still being read, try again when they are ready: "
-            + "; ".join(f"{pointer}: {detail}" for pointer, detail in problems)
-        )
-        self.problems = problems
+    preface = "scans are still being read, try again when they are ready: "
 
 
 class UnusableModel(StorageError):
@@ -273,12 +283,14 @@ class CorruptArtifact(StorageError):
 
 
 class OverBudget(StorageError):
-    """A job would need more memory than its worker may use; found before it starts."""
+    """A job would need more memory than its worker may use; found before it takes any."""
 
     code = "over-budget"
 
-    def __init__(self, needed: int, allowed: int) -> None:
-        super().__init__(f"the job needs about {needed:,} bytes of memory; this worker may use {allowed:,}")
+    def __init__(self, needed: int, allowed: int, cure: str = "") -> None:
+        told = f"the job needs about {needed:,} bytes of memory; this worker may use {allowed:,}"
+        ways = f"{cure}, or " if cure else ""
+        super().__init__(f"{told}: {ways}give it more (TOMOTRAIN_MEMORY_BUDGET_BYTES)")
         self.needed, self.allowed = needed, allowed
 
 

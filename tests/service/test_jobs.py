@@ -12,9 +12,10 @@ from house import EMBED, House, wait_until
 from problem_checks import assert_problem
 
 from service.errors import MOST_ERRORS
+from service.parameters import checked
 from service.sweeper import Sweeper
 from storage.artifacts import ArtifactStore
-from storage.errors import InvalidCohort, StorageError
+from storage.errors import MOST_PROBLEMS, CohortNotReady, InvalidCohort, InvalidParameters, StorageError
 from storage.jobs import JobKind, JobState, Queue
 from storage.tidy import store_key
 
@@ -297,6 +298,61 @@ def test_every_faulty_row_of_a_cohort_is_named(house: House) -> None:
         "/parameters/rows/3/target",
         "/parameters/rows/17/target",
     ]
+
+
+def test_a_list_that_is_too_long_or_too_short_is_refused_before_its_items_are_looked_at() -> None:
+    class Untouched(dict[str, Any]):
+        def __deepcopy__(self, memo: dict[int, Any]) -> None:
+            pytest.fail("an item was looked at")
+
+    schema = {
+        "type": "object",
+        "properties": {
+            "rows": {"type": "array", "minItems": 2, "maxItems": 3, "items": {"required": ["target"]}},
+            "more": {"type": "object", "properties": {"names": {"type": "array", "maxItems": 1}}},
+        },
+    }
+    for rows, told in (
+        ([Untouched()] * 1000, "1,000 items; 3 at most"),
+        ([Untouched()], "1 items; 2 at least"),
+    ):
+        with pytest.raises(InvalidParameters) as refusal:
+            checked({"rows": rows, "more": {"names": ["a", "b"]}}, schema)
+        assert refusal.value.problems == [("/rows", told), ("/more/names", "2 items; 1 at most")]
+
+
+def test_no_more_faults_are_looked_for_than_are_told() -> None:
+    seen: set[int] = set()
+
+    class Watched(list[Any]):
+        def __getitem__(self, number: Any) -> Any:
+            seen.add(number)
+            return super().__getitem__(number)
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> Watched:
+            return self
+
+    items = {"type": "object", "required": ["target"]}
+    schema = {"type": "object", "properties": {"rows": {"type": "array", "items": items}}}
+    with pytest.raises(InvalidParameters) as refusal:
+        checked({"rows": Watched([{}] * 5000)}, schema)
+    assert seen == set(range(MOST_PROBLEMS))
+    assert len(refusal.value.problems) == MOST_PROBLEMS
+    assert refusal.value.problems[98][0] == "/rows/98"
+    assert refusal.value.problems[-1] == ("", "more faults than the 99 that are told")
+    with pytest.raises(InvalidParameters) as refusal:
+        checked({"rows": [{}] * (MOST_PROBLEMS - 1)}, schema)
+    assert [where for where, _ in refusal.value.problems] == [f"/rows/{i}" for i in range(MOST_PROBLEMS - 1)]
+
+
+def test_a_recorded_error_stays_small_whatever_it_is_about() -> None:
+    problems = [(f"/rows/{i}/target", "'x' is no number") for i in range(5000)]
+    for kind in (InvalidParameters, InvalidCohort, CohortNotReady):
+        record = error_record_of(kind(problems, more=7))
+        assert record["problems"] == problems[:MOST_PROBLEMS]
+        assert record["detail"].endswith("/rows/19/target: 'x' is no number; and 4,987 more")
+        assert len(json.dumps(record)) < 20_000
+    assert str(InvalidParameters([("", "too much")])) == "/: too much"
 
 
 def test_a_recorded_fault_of_a_table_points_into_the_request(house: House, volume_id: str) -> None:
