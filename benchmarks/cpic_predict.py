@@ -45,11 +45,13 @@ import torch
 
 from benchmarks.cohorts.made import Kept
 from benchmarks.memory import peak_rss_mib
+from benchmarks.provenance import digest
 from benchmarks.stored_scans import Shape, body, make
 from benchmarks.targets import Target, judged, number, show_targets
 from models.cpic.fibres import FibreConfig
 from models.cpic.projection import Basis
 from models.learning.cohort import Cohort, Inputs
+from models.learning.linear import LinearHead
 from models.learning.preparation import Preparation, PreparationConfig
 from models.learning.task import Task
 from models.regressors.cpic import Cpic
@@ -129,7 +131,13 @@ def summary(rows: Mapping[str, Mapping[str, Row]]) -> dict[str, Any]:
         for how in ("cold", "warm"):
             pair = [rows[size]["cpic"][f"{how}_s"] for size in (large, small)]
             found[f"growth_{how}_{large}"] = round(pair[0] / pair[1], 3)
-    return {**found, "targets": judged(found, TARGETS), "threads": THREADS, "sizes": rows}
+    return {
+        **found,
+        "targets": judged(found, TARGETS),
+        "digest": digest(RECIPES),
+        "threads": THREADS,
+        "sizes": rows,
+    }
 
 
 def show(result: dict[str, Any]) -> None:
@@ -174,9 +182,13 @@ def trained(recipe: Cpic, scan: CubeSource, anchors: int) -> CpicModel:
     assert isinstance(model.readout, FibreReadout)
     train = model.readout.see(scan).train
     assert train is not None
-    basis = Basis.of(stacked([moved(train, generator) for _ in range(anchors)]), max(recipe.readout.counts))
+    axes = max(*recipe.readout.counts, anchors - 1 if "kernel" in model.readout.blocks else 0)
+    basis = Basis.of(stacked([moved(train, generator) for _ in range(anchors)]), axes)
     distances = np.sort(generator.random(anchors))
-    return replace(model, readout=replace(model.readout, basis=basis, distances=distances))
+    readout = replace(model.readout, basis=basis, distances=distances)
+    block = readout.blocks[model.block]
+    rows = generator.standard_normal((SMALL_SCANS, block.stop - block.start))
+    return replace(model, readout=readout, head=LinearHead.fit(rows, cohort.targets, people, TASK))
 
 
 def moved(train: TensorTrain, generator: np.random.Generator) -> TensorTrain:

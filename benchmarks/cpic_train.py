@@ -38,6 +38,7 @@ from torch import nn
 
 from benchmarks.cpic_predict import cell
 from benchmarks.memory import peak_rss_mib
+from benchmarks.provenance import digest
 from benchmarks.stored_scans import make
 from benchmarks.targets import number
 from models.cpic.encoder import LearnedCpic
@@ -107,7 +108,7 @@ def summary(rows: Mapping[str, Mapping[str, Row]]) -> dict[str, Any]:
             found |= {
                 f"resnet_{key}_{size}": dense[key] for key in ("step_s", "s_per_scan", "peak_mib", "batch")
             }
-    return {**found, "threads": THREADS, "batch": BATCH, "sizes": rows}
+    return {**found, "digest": digest(RECIPES), "threads": THREADS, "batch": BATCH, "sizes": rows}
 
 
 def show(result: dict[str, Any]) -> None:

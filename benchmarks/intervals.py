@@ -32,6 +32,7 @@ import torch
 from jaxtyping import Float64
 
 from benchmarks.cohorts import REAL, MadeCohort, Protocol, controls, phantom_heads, spots, spread
+from benchmarks.provenance import digest
 from benchmarks.targets import Target, judged, show_targets
 from models.learning.cohort import Cohort, Inputs
 from models.learning.conformal import COVERAGES, Conformal, cv_plus
@@ -64,6 +65,7 @@ SHIPPED_FOLDS: int = TrainParameters.model_fields["folds"].default
 PARTS = CHEAP, CPIC = "cheap", "cpic"
 CPIC_SIZE, CPIC_RECIPE = 32, Cpic(steps=60, starts=1)
 CPIC_COUNTS, CPIC_SPLITS = (96, 24, 40), 4
+DIGESTED = {"cpic": CPIC_RECIPE}
 PEOPLE, VOLUMES = 160, 2
 MADE_SIZE = {"spread": 32, "spots": 48}
 COUNTS = {
@@ -119,7 +121,7 @@ def run(only: Sequence[str] = ()) -> dict[str, Any]:
     if unknown := set(only) - set(PARTS):
         raise SystemExit(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     began = time.perf_counter()
-    found: dict[str, Any] = {"seed": SEED}
+    found: dict[str, Any] = {"seed": SEED, "digest": digest(DIGESTED)}
     if not only or CHEAP in only:
         tables = [measured(rows) for rows in (*made_rows(), *real_rows())]
         gaps = gaps_of(tables)

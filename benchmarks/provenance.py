@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +24,14 @@ def provenance() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def digest(recipes: Mapping[str, Any]) -> str:
+    """Of all settings of recipes, by name: another one says that a recipe has changed."""
+    from models.regressors.settings import settings_of
+
+    told = {name: settings_of(recipe) for name, recipe in recipes.items()}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def commit(root: Path = ROOT) -> dict[str, Any]:

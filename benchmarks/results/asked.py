@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from benchmarks.provenance import digest
 from benchmarks.results.runs import Run, Runs
 from benchmarks.targets import Target
 
 CONTROLS = "cohorts.controls"
+AHEAD_ON = Target("cohorts where cpic is ahead of the best simple regressor", 1, at_least=True)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Targets by the name of the case or of the benchmark, and the digests of today's recipes of cases."""
+    """Targets by the name of the case or of the benchmark, and the digests of today's recipes."""
 
     cases: Mapping[str, Sequence[Target]]
     others: Mapping[str, Sequence[Target]] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
+    ahead: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By case the keys of differences, of which one must be positive, in one case at least."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Answered:
 
 def asked() -> Asked:
     """As the benchmarks declare it today."""
-    from benchmarks import cpic_cohort, cpic_predict, intervals
+    from benchmarks import cpic_cohort, cpic_predict, cpic_train, intervals
     from benchmarks.cohorts import controls
 
     others = {
@@ -50,8 +54,25 @@ def asked() -> Asked:
     return Asked(
         {name: case.targets for name, case in cases.items()},
         others,
-        {name: case.provenance["digest"] for name, case in cases.items()},
+        {name: case.provenance["digest"] for name, case in cases.items()}
+        | {
+            "intervals": digest(intervals.DIGESTED),
+            "cpic_predict": digest(cpic_predict.RECIPES),
+            "cpic_train": digest(cpic_train.RECIPES),
+        },
+        {
+            name: [cpic_cohort.ahead_of(*pair) for pair in case.ahead if _is_ours(*pair)]
+            for name, case in cases.items()
+            if any(_is_ours(*pair) for pair in case.ahead)
+        },
     )
+
+
+def _is_ours(name: str, other: str) -> bool:
+    """Whether a pair is of C-PIC read through trains, and the best simple regressor."""
+    from benchmarks.cpic_cohort import BEST
+
+    return name.startswith("cpic") and other == BEST
 
 
 def answers(runs: Runs, of: Asked) -> Iterator[Answered]:
@@ -63,6 +84,8 @@ def answers(runs: Runs, of: Asked) -> Iterator[Answered]:
             for target in wanted:
                 measured = None if run is None else _measured(run, target.key)
                 yield Answered(name, target, measured, stale and measured is not None)
+    if of.ahead:
+        yield Answered("real cohorts", AHEAD_ON, _ahead_on(runs, of))
 
 
 def is_stale(run: Run, digest: str | None) -> bool:
@@ -73,6 +96,18 @@ def is_stale(run: Run, digest: str | None) -> bool:
         return True
     told = run.code.get("digest")
     return told is not None and digest is not None and told != digest
+
+
+def _ahead_on(runs: Runs, of: Asked) -> int | None:
+    """In how many cases `cpic` is ahead by one of its readings; None while none is, and some were not run."""
+    gains = {
+        name: [runs.cases[name].told.get("differences", {}).get(key) for key in keys]
+        for name, keys in of.ahead.items()
+        if name in runs.cases
+    }
+    count = sum(any(gain is not None and gain["value"] > 0 for gain in each) for each in gains.values())
+    known = len(gains) == len(of.ahead) and all(gain is not None for each in gains.values() for gain in each)
+    return count if count or known else None
 
 
 def _measured(run: Run, key: str) -> float | None:

@@ -37,19 +37,19 @@ def document(runs: Runs, asked: Asked, figures: Collection[str]) -> str:
         *_cases(runs, asked, [name for name in cases if name.startswith("spots")], figures),
         "### Controls",
         words.CONTROLS,
-        *_other(runs, CONTROLS, figures),
+        *_other(runs, asked, CONTROLS, figures),
         "## Real cohorts",
         words.REAL,
         *_cases(runs, asked, [name for name in cases if not name.startswith(("spread", "spots"))], figures),
         "## Intervals",
         words.INTERVALS,
-        *_other(runs, "intervals", figures),
+        *_other(runs, asked, "intervals", figures),
         "## Time and memory of a prediction",
         words.PREDICT,
-        *_other(runs, "cpic_predict", figures),
+        *_other(runs, asked, "cpic_predict", figures),
         "## Time and memory of a training step",
         words.TRAIN,
-        *_other(runs, "cpic_train", figures),
+        *_other(runs, asked, "cpic_train", figures),
         "## Learning curves",
         *(_figure("curves.svg", words.CURVES, figures) or [words.NO_CURVES]),
         "## Where an answer comes from",
@@ -108,14 +108,14 @@ def _cases(runs: Runs, asked: Asked, names: Sequence[str], figures: Collection[s
         yield from _figure(f"{name}.svg", "", figures)
 
 
-def _other(runs: Runs, name: str, figures: Collection[str]) -> Iterator[str]:
+def _other(runs: Runs, asked: Asked, name: str, figures: Collection[str]) -> Iterator[str]:
     """A benchmark's part."""
     run = runs.others.get(name)
     if run is None:
         yield _not_measured(command(name))
         return
     yield f"`{run.command}`{_seed(run.told)}"
-    yield _code(run)
+    yield _code(run, asked.digests.get(name))
     if "r2" in run.told:
         yield controls(run.told["r2"])
     if "cohorts" in run.told:

@@ -51,7 +51,8 @@ def read(folder: Path) -> Runs:
         told = _told(path)
         code = told.get("provenance", {})
         if "cases" not in told:
-            others[path.stem] = Run(told, command(path.stem), code)
+            settings = {name: told[name] for name in ("digest",) if code and name in told}
+            others[path.stem] = Run(told, command(path.stem), {**code, **settings})
             continue
         for name, case in told["cases"].items():
             if name in cases:

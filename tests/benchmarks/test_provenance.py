@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import __main__ as command_line
 from benchmarks import targets
-from benchmarks.provenance import commit
+from benchmarks.provenance import commit, digest
+from models.regressors.cpic import Cpic
+from models.regressors.readouts import FibreReadoutConfig
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -51,6 +54,12 @@ def test_every_json_file_says_which_code_made_it(tmp_path: Path, monkeypatch: py
     assert told["figure"] == 1
     assert set(told["provenance"]) == {"commit", "dirty", "versions", "date"}
     assert set(told["provenance"]["versions"]) == {"python", "torch", "numpy", "zarr", "tomotrain"}
+
+
+def test_a_digest_is_of_all_settings() -> None:
+    narrow = replace(Cpic(), readout=FibreReadoutConfig(counts=(3,)))
+    assert len({digest({"cpic": recipe}) for recipe in (Cpic(), Cpic(steps=7), narrow)}) == 3
+    assert digest({"cpic": Cpic()}) == digest({"cpic": Cpic()})
 
 
 @pytest.mark.parametrize(

@@ -207,12 +207,40 @@ def test_the_list_of_targets_is_the_benchmarks_own() -> None:
     of = asked()
     told = list(answers(Runs({}, {}), of))
     assert all(each.holds is None for each in told)
+    assert {"ixi_age", "hippocampus", "soop"} <= set(of.ahead)
+    assert all("cpic minus best simple r2" in keys for keys in of.ahead.values())
     keys = {(each.run, each.target) for each in told}
     for name, case in cpic_cohort.CASES.items():
         assert of.digests[name] == case.provenance["digest"]
         assert {(name, target) for target in case.targets} <= keys
     for name, module in (("cpic_predict", cpic_predict), ("intervals", intervals)):
         assert {(name, target) for target in module.TARGETS} <= keys
+
+
+@pytest.mark.parametrize(
+    ("values", "measured", "holds"),
+    [([-0.1, 0.2], 1, True), ([-0.1, -0.2], 0, False), ([-0.1, None], None, None), ([0.1, None], 1, True)],
+)
+def test_ahead_on_one_real_cohort_is_asked_of_all_of_them_together(values, measured, holds) -> None:
+    keys = ["cpic minus best simple r2"]
+    of = Asked({}, ahead={"ixi_age": keys, "soop": keys})
+    cases = {
+        name: Run({"differences": {keys[0]: score(value)}}, "")
+        for name, value in zip(of.ahead, values, strict=True)
+        if value is not None
+    }
+    (told,) = answers(Runs(cases, {}), of)
+    assert (told.measured, told.holds) == (measured, holds)
+
+
+def test_a_benchmark_of_other_recipes_is_marked(docs: Path) -> None:
+    path = docs / "results" / "cpic_predict.json"
+    of = Asked({}, {"cpic_predict": (Target("cold_s_256", 3),)}, {"cpic_predict": "ab"})
+    for told, stale in (("ab", False), ("other", True)):
+        path.write_text(json.dumps({**PREDICT, "digest": told, "provenance": CODE}))
+        runs = read(docs / "results")
+        assert [each.stale for each in answers(runs, of)] == [stale]
+        assert ("Measured before the recipe" in document(runs, of, ()).partition("a prediction")[2]) == stale
 
 
 def test_a_run_of_other_settings_and_one_of_no_code_are_marked(docs: Path) -> None:
