@@ -12,7 +12,7 @@ from model_fields import Array, ArraySource, body
 
 from models.errors import InvalidConfig, InvalidShape, NonFiniteSample
 from models.intensities import IntensityStatistics
-from models.learning.preparation import Preparation, PreparationConfig, PreparedScan, RawScan
+from models.learning.preparation import Preparation, PreparationConfig, PreparedScan, RawScan, grid
 
 RAW = {"orientation": "as_stored", "intensity": "fixed", "centre": 0.0, "scale": 1.0, "clip": 1e6}
 """Settings that leave intensities as they are."""
@@ -213,6 +213,81 @@ def test_resampling_asks_once_for_as_many_boxes_hardly_larger_than_needed() -> N
     assert sides[1] == 9  # an axis that is copied reads no neighbours
 
 
+@pytest.mark.parametrize("average", [False, True])
+def test_boxes_over_very_much_are_made_in_parts_of_the_same_bits(
+    average: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {"spacing": (0.2, 0.25, 0.9)}
+    settings = {**RAW, "grid": "resample", "spacing": (2.9, 1.0, 0.8), "shape": (12, 14, 16)}
+    scan = prepared(noise(50, 40, 12), facts=facts, **settings, average=average)
+    at_once = scan.cubes(np.array([[-2, 1, 0], [5, 5, 5], [30, 0, 0], [0, 0, -7]]), (9, 10, 12))
+    parts = scan_of(noise(50, 40, 12), **facts)
+    source = parts.source
+    assert isinstance(source, ArraySource)
+    config = PreparationConfig(**settings, average=average)
+    monkeypatch.setattr(grid, "MOST_READ", 5_000)
+    made = Preparation.fit(config, [parts]).apply(parts, 0)
+    in_parts = made.cubes(np.array([[-2, 1, 0], [5, 5, 5], [30, 0, 0], [0, 0, -7]]), (9, 10, 12))
+    assert np.array_equal(in_parts.view(np.uint32), at_once.view(np.uint32))
+    reads = [np.prod(key[:3]) for key in source.asked]
+    assert len(reads) > 4
+    assert max(reads) <= 5_000
+
+
+def test_what_lies_far_outside_of_a_fine_scan_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid, "MOST_READ", 1 << 15)
+    fine = scan_of(noise(20, 24, 16), spacing=(0.2, 0.2, 0.2))
+    coarse = scan_of(noise(128, 128, 128), spacing=(3.0, 3.0, 3.0))
+    config = PreparationConfig(**RAW, grid="resample", spacing=(3.0, 3.0, 3.0))
+    scan = Preparation.fit(config, [coarse]).apply(fine, 0)
+    source = fine.source
+    assert isinstance(source, ArraySource)
+    assert np.ptp(whole(scan)) > 0
+    assert sum(np.prod(key[:3]) * count for key, count in source.asked.items()) < 2 * grid.MOST_READ
+
+
+def test_voxels_of_another_unit_are_refused_with_both_spacings_and_the_scan() -> None:
+    plain = scan_of(noise(8, 8, 8), spacing=(3.0, 2.0, 2.0))
+    preparations = [
+        Preparation.fit(PreparationConfig(grid="resample", **more), [plain, plain])
+        for more in ({}, {"spacing": (3.0, 2.0, 2.0)}, {"spacing": (3.0, 2.0, 2.0), "shape": (8, 8, 8)})
+    ]
+    for unit in (1e-3, 1e3, 1e-300, 1e300):
+        odd = scan_of(noise(8, 8, 8), spacing=(3.0, 2.0 * unit, 2.0), name="odd.nii")
+        told = rf"odd\.nii has voxels of 3 x {2 * unit:.3g} x 2 mm .* 3 x 2 x 2 mm.*is the unit right"
+        for preparation in preparations:
+            with pytest.raises(InvalidShape, match=told.replace("+", r"\+")):
+                preparation.apply(odd, 0)
+            with pytest.raises(InvalidShape, match=told.replace("+", r"\+")):
+                Preparation.fit(preparation.config, [plain, odd, plain])
+    unnamed = scan_of(noise(8, 8, 8), spacing=(3.0, 33.0, 2.0))
+    with pytest.raises(InvalidShape, match="scan 1 has voxels of 3 x 33 x 2 mm"):
+        Preparation.fit(PreparationConfig(grid="resample"), [plain, unnamed, plain])
+    with pytest.raises(InvalidShape, match="the scan has voxels of 3 x 33 x 2 mm"):
+        preparations[0].apply(unnamed, 0)
+    just = scan_of(noise(8, 8, 8), spacing=(3.0, 32.0, 2.0 / 16))
+    assert "spacing-far" in [caveat.code for caveat in preparations[0].apply(just, 0).warnings]
+
+
+def test_a_grid_that_would_be_too_large_is_refused_with_the_limit_and_the_cure() -> None:
+    def huge(*shape: int) -> RawScan:
+        values = np.broadcast_to(np.float32(1), shape)
+        return RawScan(ArraySource(values), IntensityStatistics(0, 2, 1, 1), (1.0, 1.0, 1.0))
+
+    with pytest.raises(InvalidShape, match=r"4096 x 4096 x 4096 voxels .* 8,589,934,592 .*give a shape"):
+        Preparation.fit(PreparationConfig(), [huge(8, 8, 4096), huge(8, 4096, 8), huge(4096, 8, 8)])
+    spaced = PreparationConfig(grid="resample", spacing=(0.125, 1.0, 1.0))
+    with pytest.raises(InvalidShape, match=r"80000 x 8 x 8 .* 65,536 .*larger spacing"):
+        Preparation.fit(spaced, [huge(10_000, 8, 8)])
+
+
+def test_voxels_that_were_not_measured_are_told() -> None:
+    scan = scan_of(noise(10, 10, 10), replaced=25)
+    made = Preparation.fit(PreparationConfig(), [scan]).apply(scan, 0)
+    told = {caveat.code: caveat.text for caveat in made.warnings}
+    assert told["voxels-replaced"].startswith("25 voxels (2.5 %) were NaN or infinite")
+
+
 def test_an_axis_that_would_move_by_less_than_half_a_voxel_is_copied() -> None:
     volume = noise(40, 9, 9)
     facts = {"spacing": (1.0, 1.0, 1.0)}
@@ -388,6 +463,20 @@ def test_a_preparation_survives_json() -> None:
         ({"centre": 3.0, "scale": 2.0}, "centre"),
         ({"intensity": "fixed", "centre": "lung", "scale": 2.0}, "centre"),
         ({"depth": 3}, "depth"),
+        ({"clip": 10**400}, "clip"),
+        ({"clip": 1e39}, "clip"),
+        ({"intensity": "fixed", "centre": 10**400, "scale": 1}, "centre"),
+        ({"intensity": "fixed", "centre": 0, "scale": 10**400}, "scale"),
+        ({"intensity": "fixed", "centre": 0, "scale": 1e-300}, "scale"),
+        ({"shape": (True, 8, 8)}, "shape"),
+        ({"shape": (10**400, 1, 1)}, "shape"),
+        ({"shape": (65_537, 1, 1)}, "shape"),
+        ({"shape": (4096, 4096, 4096)}, "shape"),
+        ({"shape": ("8", 8, 8)}, "shape"),
+        ({"grid": "resample", "spacing": (1e300, 1e300, 1e300)}, "spacing"),
+        ({"grid": "resample", "spacing": (1e-300, 1e-300, 1e-300)}, "spacing"),
+        ({"grid": "resample", "spacing": (10**400, 1, 1)}, "spacing"),
+        ({"grid": "resample", "spacing": (True, 1, 1)}, "spacing"),
     ],
 )
 def test_settings_are_refused_by_name(settings: dict[str, Any], named: str) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 from models.learning.preparation.grid import Axis
 from models.learning.preparation.intensity import Scale
-from models.learning.preparation.scans import Caveat, Placed, RawScan, Spacing
+from models.learning.preparation.scans import Caveat, Placed, RawScan, Spacing, in_mm
 
 FAR_SPACING = 1.5
-"""A spacing beyond the training's range by more than this factor is marked."""
+"""Marked are spacings that differ by more than this factor: a scan's from the training's range, and those of
+a cohort among themselves.
+"""
 MUCH_CROPPED = 0.1
 """A scan is marked when a larger share of it is outside of the grid."""
 
@@ -33,7 +35,7 @@ def of_spacing(placed: Placed, least: Spacing, most: Spacing) -> list[Caveat]:
         for size, low, high in zip(placed.spacing, least, most, strict=True)
     ):
         return []
-    text = f"spacing {_mm(placed.spacing)}: the training's is from {_mm(least)} to {_mm(most)}"
+    text = f"spacing {in_mm(placed.spacing)}: the training's is from {in_mm(least)} to {in_mm(most)}"
     return [Caveat("spacing-far", text)]
 
 
@@ -53,6 +55,15 @@ def of_modality(scan: RawScan, modalities: Sequence[str]) -> list[Caveat]:
     return [Caveat("modality-other", f"modality {scan.modality}: the training's is {', '.join(modalities)}")]
 
 
+def of_replaced(scan: RawScan) -> list[Caveat]:
+    """Where voxels were never measured."""
+    if not scan.replaced:
+        return []
+    share = scan.replaced / math.prod((scan.source.channels, *scan.source.shape))
+    text = f"{scan.replaced:,} voxels ({100 * share:.2g} %) were NaN or infinite, and have the scan's minimum"
+    return [Caveat("voxels-replaced", text)]
+
+
 def of_intensity(scan: RawScan, scale: Scale, wanted: str) -> list[Caveat]:
     """Where a scan's own intensities do not give the scale that is wanted."""
     if scan.statistics.minimum == scan.statistics.maximum:
@@ -61,7 +72,3 @@ def of_intensity(scan: RawScan, scale: Scale, wanted: str) -> list[Caveat]:
         text = "too few voxels differ for percentiles: mean and standard deviation are used instead"
         return [Caveat("percentiles-unknown", text)]
     return []
-
-
-def _mm(spacing: Spacing) -> str:
-    return " x ".join(f"{size:.3g}" for size in spacing) + " mm"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from math import prod
 from typing import Any
 
 from models.errors import InvalidConfig
@@ -14,6 +14,14 @@ from models.learning.preparation.views import Sides
 GRIDS = ("as_is", "pad", "resample")
 ORIENTATIONS = ("canonical", "as_stored")
 INTENSITIES = ("standard", "robust", "fixed")
+MOST_VOXELS, MOST_SIDE = 1 << 33, 1 << 16
+"""Of a grid: as many as 2,048^3. What lies on it is read in parts, but some are as wide and long as it is."""
+FEASIBLE = f"at most {MOST_SIDE:,} each and {MOST_VOXELS:,} voxels together"
+LEAST_SPACING, MOST_SPACING = 1e-6, 1e6
+"""mm: a nanometre, a kilometre."""
+LEAST_CLIP, MOST_CLIP = 1e-6, 1e6
+LEAST_SCALE, LARGEST = 1e-30, 1e30
+"""Of intensities: they, and what they become, are kept in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -71,24 +79,32 @@ class PreparationConfig:
         for setting, grids in (("spacing", ("resample",)), ("shape", ("pad", "resample"))):
             if getattr(self, setting) is not None and self.grid not in grids:
                 raise InvalidConfig(setting, getattr(self, setting), f"left out: the grid is {self.grid}")
-        if self.shape is not None and not _are(self.shape, lambda n: isinstance(n, int) and n >= 1):
-            raise InvalidConfig("shape", self.shape, "three whole numbers (z, y, x), at least 1")
-        if self.spacing is not None and not _are(self.spacing, _is_positive):
-            raise InvalidConfig("spacing", self.spacing, "three sizes (z, y, x) in mm, finite and above 0")
+        if self.shape is not None and not (_are(self.shape, _is_count) and is_feasible(self.shape)):
+            allowed = f"three whole numbers (z, y, x), at least 1, {FEASIBLE}"
+            raise InvalidConfig("shape", self.shape, allowed)
+        if self.spacing is not None and not _are(self.spacing, _is_spacing):
+            allowed = f"three sizes (z, y, x) in mm, from {LEAST_SPACING:g} to {MOST_SPACING:g}"
+            raise InvalidConfig("spacing", self.spacing, allowed)
 
     def _refuse_numbers(self) -> None:
         if not isinstance(self.average, bool):
             raise InvalidConfig("average", self.average, "true or false")
-        if not _is_positive(self.clip):
-            raise InvalidConfig("clip", self.clip, "finite and above 0")
+        if not _is_within(self.clip, LEAST_CLIP, MOST_CLIP):
+            raise InvalidConfig("clip", self.clip, f"a number from {LEAST_CLIP:g} to {MOST_CLIP:g}")
         if (self.centre is None) != (self.scale is None):
             raise InvalidConfig("scale", self.scale, "given together with centre, or neither")
         if self.centre is None:
             return
-        if self.intensity != "fixed" or not _is_finite(self.centre):
-            raise InvalidConfig("centre", self.centre, "finite, and given for the intensity fixed alone")
-        if not _is_positive(self.scale):
-            raise InvalidConfig("scale", self.scale, "finite and above 0")
+        if self.intensity != "fixed" or not _is_within(self.centre, -LARGEST, LARGEST):
+            allowed = f"from {-LARGEST:g} to {LARGEST:g}, and given for the intensity fixed alone"
+            raise InvalidConfig("centre", self.centre, allowed)
+        if not _is_within(self.scale, LEAST_SCALE, LARGEST):
+            raise InvalidConfig("scale", self.scale, f"from {LEAST_SCALE:g} to {LARGEST:g}")
+
+
+def is_feasible(shape: Sides) -> bool:
+    """Whether a grid of these sides is `FEASIBLE`."""
+    return max(shape) <= MOST_SIDE and prod(shape) <= MOST_VOXELS
 
 
 def _are(values: object, sound: Callable[[Any], bool]) -> bool:
@@ -96,9 +112,14 @@ def _are(values: object, sound: Callable[[Any], bool]) -> bool:
     return isinstance(values, tuple) and len(values) == 3 and all(map(sound, values))
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and _is_finite(value) and value > 0
+def _is_spacing(value: object) -> bool:
+    return _is_within(value, LEAST_SPACING, MOST_SPACING)
+
+
+def _is_within(value: object, least: float, most: float) -> bool:
+    """Whether it is a number, of any size, from one to the other."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most

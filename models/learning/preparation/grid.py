@@ -12,7 +12,8 @@ voxels being constant over their extents. A step of 1 copies voxels.
 
 A box is interpolated from one box beneath it, of equal sides for all boxes of a call. As floor c differs from
 box to box by the phase, each output has the taps of all phases, with weight 0 where it does not use them:
-adding 0 changes no bit, and so a voxel has the same bits whatever box it is asked in.
+adding 0 changes no bit, and so a voxel has the same bits whatever box it is asked in. Boxes that lie on very
+much are therefore made in parts, and parts that lie beyond the input not at all.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ from models.types import Array, CubeSource, Int64
 AVERAGED_FROM = 1.5
 DRIFT = 0.5
 """Voxels: a step that moves an axis' ends apart by less is taken for 1, so that voxels are copied."""
+
+
+MOST_READ = 1 << 23
+"""Values that are read at once, unless one voxel lies on more."""
 
 
 class Taps(NamedTuple):
@@ -97,6 +102,12 @@ class Axis:
             shared[phase + tap, n, k] = weight
         return Taps(firsts[:, 0], int(at.max()) + len(shared), at, shared)
 
+    def reach(self, side: int) -> int:
+        """Inputs, at most, beneath `side` outputs."""
+        if self.copies:
+            return side
+        return math.ceil((side - 1) * self.step) + (math.ceil(self.step) + 3 if self.average else 3)
+
     def _linear(self, at: Float64[Array, "n k"]) -> tuple[Int64, Float64[Array, "t n k"]]:
         """The first of two inputs, and the weights of both."""
         first = np.floor(at)
@@ -131,6 +142,39 @@ class Regridded(View):
         self._source, self._axes, self._limits = source, tuple(axes), limits
 
     def _made(self, origins: Int64, sides: Sides) -> Float32[Array, "n c z y x"]:
+        if self._fits(len(origins), sides):
+            return self._read(origins, sides)
+        boxes = np.empty((len(origins), self.channels, *sides), np.float32)
+        self._make_parts(boxes, origins)
+        return boxes
+
+    def _fits(self, count: int, sides: Sides) -> bool:
+        """Whether so many boxes can be read at once."""
+        beneath = math.prod(axis.reach(side) for axis, side in zip(self._axes, sides, strict=True))
+        return count * self.channels * beneath <= MOST_READ
+
+    def _make_parts(self, boxes: Float32[Array, "n c z y x"], origins: Int64) -> None:
+        """Fill boxes, half by half, as far as they meet the input's extent."""
+        sides = boxes.shape[2:]
+        if not ((origins + sides > self._low) & (origins < self._high)).all(axis=1).any():
+            boxes[...] = self._background
+        elif self._fits(len(boxes), sides) or boxes[:, 0].size == 1:
+            boxes[...] = self._read(origins, sides)
+        elif len(boxes) > 1:
+            half = len(boxes) // 2
+            self._make_parts(boxes[:half], origins[:half])
+            self._make_parts(boxes[half:], origins[half:])
+        else:
+            longest = max(
+                (number for number in range(3) if sides[number] > 1),
+                key=lambda number: self._axes[number].reach(sides[number]),
+            )
+            half = sides[longest] // 2
+            first, second = np.split(boxes, [half], axis=2 + longest)
+            self._make_parts(first, origins)
+            self._make_parts(second, origins + half * np.eye(3, dtype=np.int64)[longest])
+
+    def _read(self, origins: Int64, sides: Sides) -> Float32[Array, "n c z y x"]:
         taps = [
             axis.taps(origins[:, number], side)
             for number, (axis, side) in enumerate(zip(self._axes, sides, strict=True))

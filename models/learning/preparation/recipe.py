@@ -7,7 +7,7 @@ unusual about the scan beside the training's. Scans are looked at lazily, throug
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import Any
 
@@ -17,7 +17,7 @@ from jaxtyping import Float64
 from models.errors import InvalidShape
 from models.intensities import IntensityStatistics
 from models.learning.preparation import caveats
-from models.learning.preparation.config import PreparationConfig
+from models.learning.preparation.config import FEASIBLE, PreparationConfig, is_feasible
 from models.learning.preparation.grid import Axis, Regridded, resampled_size
 from models.learning.preparation.intensity import (
     Scale,
@@ -69,16 +69,16 @@ class Preparation:
 
         Scans are oriented where any of them has an affine. Raises InvalidShape, naming the scan: for shapes
         that differ where they are taken as they are, for other numbers of channels, for no known spacing
-        where scans are resampled to one.
+        where scans are resampled to one or one that is hardly in the same unit, and for a grid that
+        is not `FEASIBLE`.
         """
         if not scans:
             raise InvalidShape("there are no scans to prepare")
-        channels = scans[0].source.channels
-        for number, scan in enumerate(scans):
+        scans = [replace(scan, name=scan.name or f"scan {number}") for number, scan in enumerate(scans)]
+        first, channels = scans[0].name, scans[0].source.channels
+        for scan in scans:
             if scan.source.channels != channels:
-                raise InvalidShape(
-                    f"scan {number} has {scan.source.channels} channels, scan 0 has {channels}"
-                )
+                raise InvalidShape(f"{scan.name} has {scan.source.channels} channels, {first} has {channels}")
         canonical = config.orientation == "canonical" and any(scan.affine is not None for scan in scans)
         placed = [Placed.of(scan, canonical=canonical) for scan in scans]
         known = np.array([each.spacing for each in placed if each.spacing is not None]).reshape(-1, 3)
@@ -100,13 +100,14 @@ class Preparation:
 
         Reads 4,096 voxels now where intensities are robust, and else nothing before it is asked. Raises
         InvalidShape for another number of channels, for another shape where scans are taken as they are, for
-        an unknown spacing where they are resampled to one.
+        a spacing that is not known or hardly in the same unit where they are resampled to one.
         """
+        placed = Placed.of(scan, canonical=self.canonical)
         if scan.source.channels != self.channels:
             raise InvalidShape(
-                f"the scan has {scan.source.channels} channels, those of the training have {self.channels}"
+                f"{placed.name} has {scan.source.channels} channels, those of the training have "
+                f"{self.channels}"
             )
-        placed = Placed.of(scan, canonical=self.canonical)
         axes = self._axes(placed)
         scale = self._scale(scan, seed)
         scaled = Scaled(scan.source, scale, scan.statistics.minimum)
@@ -139,7 +140,7 @@ class Preparation:
     def _axes(self, placed: Placed) -> tuple[Axis, ...]:
         if self.config.grid == "as_is" and placed.shape != self.shape:
             raise InvalidShape(
-                f"the scan is {placed.shape}, those of the training are {self.shape}: "
+                f"{placed.name} is {placed.shape}, those of the training are {self.shape}: "
                 "train with the grid pad or resample to take scans of any shape"
             )
         return tuple(
@@ -148,7 +149,7 @@ class Preparation:
         )
 
     def stored_voxels(self, scan: RawScan) -> float:
-        """Voxels of a scan that one of the grid's stands for. Raises as `apply` for an unknown spacing."""
+        """Voxels of a scan that one of the grid's stands for. Raises as `apply` for its spacing."""
         return prod(self._steps(Placed.of(scan, canonical=self.canonical)))
 
     def _steps(self, placed: Placed) -> Spacing:
@@ -178,6 +179,7 @@ class Preparation:
             *spacing,
             *caveats.of_cropping(axes),
             *caveats.of_modality(scan, self.modalities),
+            *caveats.of_replaced(scan),
             *caveats.of_intensity(scan, scale, self.config.intensity),
         )
 
@@ -194,23 +196,29 @@ def _spacing(config: PreparationConfig, known: Float64[Array, "n 3"]) -> Spacing
 
 
 def _shape(config: PreparationConfig, placed: Sequence[Placed], spacing: Spacing | None) -> Sides:
+    steps = [(1.0, 1.0, 1.0) if spacing is None else each.steps(spacing) for each in placed]
     if config.shape is not None:
         return config.shape
     shapes = [each.shape for each in placed]
     if config.grid == "as_is":
-        for number, shape in enumerate(shapes):
-            if shape != shapes[0]:
+        for each in placed:
+            if each.shape != shapes[0]:
                 raise InvalidShape(
-                    f"scan {number} is {shape}, scan 0 is {shapes[0]}: choose the grid pad or resample"
+                    f"{each.name} is {each.shape}, {placed[0].name} is {shapes[0]}: choose the grid pad or "
+                    "resample"
                 )
         return shapes[0]
     if spacing is not None:
-        steps = [each.steps(spacing) for each in placed]
         shapes = [
             tuple(resampled_size(size, step) for size, step in zip(each.shape, own, strict=True))  # type: ignore[misc]
             for each, own in zip(placed, steps, strict=True)
         ]
     z, y, x = (-(-max(sizes) // MULTIPLE) * MULTIPLE for sizes in zip(*shapes, strict=True))
+    if not is_feasible((z, y, x)):
+        raise InvalidShape(
+            f"a grid that holds every scan has {z} x {y} x {x} voxels (z, y, x), and may have {FEASIBLE}: "
+            "give a shape, or resample to a larger spacing"
+        )
     return z, y, x
 
 

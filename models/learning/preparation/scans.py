@@ -19,6 +19,8 @@ from models.types import Array, CubeSource, Int64, Size
 
 Spacing = tuple[float, float, float]
 """Of voxels in mm, (z, y, x)."""
+MOST_RESAMPLED = 16
+"""Voxels are made larger or smaller along an axis by this factor at most."""
 
 
 class Caveat(NamedTuple):
@@ -33,7 +35,8 @@ class RawScan:
     """A scan as it is stored, with what is known of it.
 
     `spacing` is in mm, (z, y, x) as stored; without it, it is what the affine says. `affine` (4, 4) maps
-    (i, j, k) = (x, y, z) to RAS+ mm. None where the scan does not say. Raises InvalidShape for others.
+    (i, j, k) = (x, y, z) to RAS+ mm. None where the scan does not say. `replaced` counts voxels that were not
+    finite, and have the minimum instead; `name` is for messages. Raises InvalidShape for others.
     """
 
     source: CubeSource
@@ -41,6 +44,8 @@ class RawScan:
     spacing: Spacing | None = None
     affine: Float64[Array, "4 4"] | None = None
     modality: str | None = None
+    replaced: int = 0
+    name: str = ""
 
     def __post_init__(self) -> None:
         if self.affine is not None and not _is_affine(np.asarray(self.affine, np.float64)):
@@ -129,6 +134,7 @@ class Placed:
     orientation: Orientation
     shape: Sides
     spacing: Spacing | None
+    name: str
 
     @classmethod
     def of(cls, scan: RawScan, *, canonical: bool) -> Placed:
@@ -140,16 +146,32 @@ class Placed:
             orientation,
             orientation.arranged(scan.source.shape),
             None if spacing is None else orientation.arranged(spacing),
+            scan.name or "the scan",
         )
 
     def steps(self, spacing: Spacing) -> Spacing:
-        """From a voxel of `spacing` to the next, in voxels of this scan. Raises InvalidShape."""
+        """From a voxel of `spacing` to the next, in voxels of this scan.
+
+        Raises InvalidShape for a scan without a spacing, or with one that is hardly in the same unit.
+        """
         if self.spacing is None:
             raise InvalidShape(
-                "a scan has no spacing, and cannot be resampled to one: give it, or choose the grid pad, or "
-                "a shape alone to stretch scans to"
+                f"{self.name} has no spacing, and cannot be resampled to one: give it, or choose the grid "
+                "pad, or a shape alone to stretch scans to"
             )
-        return triple(np.array(spacing) / self.spacing)
+        z, y, x = (wanted / own for wanted, own in zip(spacing, self.spacing, strict=True))
+        if not all(1 / MOST_RESAMPLED <= step <= MOST_RESAMPLED for step in (z, y, x)):
+            raise InvalidShape(
+                f"{self.name} has voxels of {in_mm(self.spacing)} (z, y, x), and would be resampled to "
+                f"{in_mm(spacing)}, by more than a factor of {MOST_RESAMPLED}: is the unit right? Correct "
+                "the spacing in its header, or leave the scan out"
+            )
+        return z, y, x
+
+
+def in_mm(spacing: Spacing) -> str:
+    """In words."""
+    return " x ".join(f"{size:.3g}" for size in spacing) + " mm"
 
 
 def triple(values: Float64[Array, " 3"]) -> Spacing:
