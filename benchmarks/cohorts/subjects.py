@@ -254,7 +254,7 @@ class PaperForm:
 
     def __call__(self, training: Cohort, test: Cohort, seed: int) -> Told:
         """Train once, read twice."""
-        began, clock, last = time.process_time(), Clock(), _Last()
+        began, clock, last = time.process_time(), Clock(), Last()
         watch = Watch(clock, last)
         trained = train_encoder(self.recipe, training, TASK, seed=seed, device=CPU, watch=watch)
         learned: Facts = {
@@ -291,7 +291,7 @@ class PaperForm:
         return _own(trained, training, test, seen, asked), facts | {"parameters": float(weights)}
 
 
-class _Last:
+class Last:
     """Keeps a training's last state, and nothing to go on from."""
 
     def __init__(self) -> None:
@@ -304,7 +304,7 @@ class _Last:
     def load(self) -> None:
         """Nothing."""
 
-    def part(self, name: str) -> _Last:
+    def part(self, name: str) -> Last:
         """The same: the last stage's state is the last."""
         return self
 

@@ -7,24 +7,41 @@ import json
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 
+import nibabel
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import cpic_cohort
 from benchmarks.cohorts import Protocol, phantom_heads, spread, subjects
+from benchmarks.cohorts.real import Entry, RealCohort, Scan
 from benchmarks.cohorts.scores import TASK, ahead, best, scores
-from benchmarks.cohorts.subjects import CPU, INTENSITIES, Auto, Clock, Family, Measured, PaperForm, Simple
-from benchmarks.cpic_cohort import BEST, CASES, Case, ahead_of, compare, keys_of, surely_behind, tried
+from benchmarks.cohorts.subjects import (
+    CPU,
+    GIVEN,
+    INTENSITIES,
+    Auto,
+    Clock,
+    Family,
+    Last,
+    Measured,
+    PaperForm,
+    Simple,
+)
+from benchmarks.cpic_cohort import BEST, CASES, Case, Real, ahead_of, compare, keys_of, surely_behind, tried
 from benchmarks.targets import Target, judged
 from models.cpic.fibres import FibreConfig
+from models.cpic.projection import Basis
 from models.learning.folds import patient_folds
 from models.learning.metrics import R2, RMSE, interval, metrics_of, paired_difference, row_losses
+from models.learning.saved import under
 from models.learning.selection import auto
 from models.regressors import REGRESSORS
 from models.regressors.cpic import Cpic
 from models.regressors.encoders import EncoderConfig, ProjectionConfig
 from models.regressors.readouts import FibreReadoutConfig, VoxelReadoutConfig
 from models.training import Watch
+from models.tt.train import TensorTrain, stacked
 from workers.jobs.train import TrainParameters, recipes_of
 from workers.trials import Terms
 from workers.trials import tried as trials_of
@@ -52,6 +69,14 @@ def made():
 def parts(made):
     cohort = made.cohort()
     return cohort.only(made.split.train), cohort.only(made.split.test)
+
+
+def random_train(seed):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(1, 3, 2), (2, 4, 2), (2, 3, 1)]
+    return TensorTrain(
+        tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    )
 
 
 @dataclass(frozen=True)
@@ -234,9 +259,9 @@ def test_the_paper_s_head_answers_by_the_last_epoch_s_anchors(parts):
     paper = replace(
         Cpic.paper(),
         encoder=EncoderConfig(hidden=(2,), features=2, sigmoid=True, intensity=False),
-        projected_steps=6,
+        projected_steps=3,
         batch=4,
-        projection=ProjectionConfig(count=3, anchors=6, fibres=QTT),
+        projection=ProjectionConfig(count=3, anchors=4, fibres=QTT),
         readout=FibreReadoutConfig(QTT, counts=(3,), poolings=()),
     )
     told = PaperForm(paper)(*parts, 0)
@@ -246,7 +271,23 @@ def test_the_paper_s_head_answers_by_the_last_epoch_s_anchors(parts):
     assert np.isfinite(own).all()
     assert np.ptp(own) > 0
     assert not np.allclose(own, refitted)
-    assert facts["histories"]["projected"]["steps"] == 6
+    assert facts["histories"]["projected"]["steps"] == 3
+
+
+def test_the_last_epoch_s_anchors_are_those_that_the_training_had():
+    trains = stacked([random_train(seed) for seed in range(4)])
+    basis, last = Basis.of(trains, 2), Last()
+    learner = {
+        **under("basis", basis.tensors()),
+        "total_energy": np.array(basis.total_energy),
+        "epoch": np.array(5),
+    }
+    last.part("projected").save(under("learner", learner), {})
+    assert last.load() is None
+    found = last.basis()
+    assert found.manifest() == basis.manifest()
+    for name, tensor in basis.tensors().items():
+        assert np.array_equal(found.tensors()[name], tensor)
 
 
 def test_the_clock_counts_the_last_stage():
@@ -274,7 +315,10 @@ def test_auto_is_the_product_s(parts):
 def test_auto_chooses_among_answers_out_of_the_training_s_folds(parts, monkeypatch):
     training, test = parts
     monkeypatch.setattr(subjects, "AUTOMATIC", ["constant", "tabular", "voxel_ridge", "random_voxels"])
-    settings = {"voxel_ridge": {"grid": 2}, "random_voxels": {"steps": 0, "starts": 1}}
+    settings = {
+        "voxel_ridge": {"grid": 2},
+        "random_voxels": {"steps": 0, "starts": 1, "readout": {"count": 60, "strata": 2}},
+    }
     subject = Auto(settings, folds=2)
     ((answers, facts),) = subject(training, test, 3).values()
     folds = patient_folds(training.row_patients, 2, seed=3, targets=training.targets)
@@ -287,3 +331,42 @@ def test_auto_chooses_among_answers_out_of_the_training_s_folds(parts, monkeypat
     recipe = REGRESSORS[chosen].from_settings(settings.get(chosen, {}))
     expected = recipe.fit(training, TASK, seed=3, device=CPU, watch=Watch()).predict(test.inputs)
     assert np.array_equal(answers, expected)
+
+
+@pytest.fixture
+def people(tmp_path, monkeypatch):
+    """A real cohort of twelve, whose target is what others measured, and nothing that its scans show."""
+    generator, entries = np.random.default_rng(0), []
+    for number in range(12):
+        path = tmp_path / f"{number}.nii"
+        nibabel.save(nibabel.Nifti1Image(generator.normal(size=(9, 8, 8 + number % 2)), np.eye(4)), path)
+        measure = float(generator.normal())
+        scale = "late" if number < 10 else "early"
+        entries.append(
+            Entry(
+                f"p{number}",
+                f"p{number}",
+                Scan(path),
+                3 * measure,
+                baselines={"size": measure},
+                labels={"intensity_scale_group": scale},
+            )
+        )
+    cohort = RealCohort("people", "target", "units", tuple(entries), {})
+    monkeypatch.setitem(cpic_cohort.REAL, "people", lambda: cohort)
+    return cohort
+
+
+def test_given_measures_are_those_of_the_scans_in_the_same_folds(people):
+    cohort, splits = Real("people", cpic_cohort.HEADS)()
+    assert np.concatenate([test for _, test in splits]).tolist() != list(range(12))
+    assert sorted(np.concatenate([test for _, test in splits]).tolist()) == list(range(12))
+    training, test = splits[0]
+    told = GIVEN(cohort.only(training), cohort.only(test), 0)
+    assert told["given measures"][0][:, 0] == pytest.approx(people.targets[test], abs=0.05)
+    assert [scan.given.tolist() for scan in cohort.inputs.scans] == people.baselines.tolist()
+
+
+def test_a_part_of_a_real_cohort_is_by_its_scale(people):
+    cohort, _ = Real("people", cpic_cohort.HEADS, scale="late")()
+    assert cohort.patients == tuple(f"p{number}" for number in range(10))
