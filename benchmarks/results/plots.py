@@ -182,7 +182,7 @@ def coverage(told: Told) -> Figure:
         axes.plot([], [], "s", color="#444444", markerfacecolor="none", label="as shipped (auto)")
         axes.plot([], [], "x", color="#444444", label="q.2 to q.8, not widened")
     ends = np.array(axes.get_xlim())
-    axes.plot(ends, ends, color="#666666", linewidth=0.8, zorder=0)
+    axes.plot(ends, ends, color="#666666", linewidth=0.8, zorder=1)
     axes.fill_between(ends, ends - 0.03, ends + 0.03, color="#eeeeee", zorder=0)
     axes.set_xlim(*ends)
     axes.set_xlabel("nominal coverage")
