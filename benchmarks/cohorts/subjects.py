@@ -283,7 +283,7 @@ class PaperForm:
         self, trained: Trained, basis: Basis, training: Cohort, test: Cohort, seed: int
     ) -> tuple[Float64[Array, "m o"], Facts]:
         encoder, config = LearnedCpic(trained.encoder), self.recipe.projection
-        read = FibreReadoutConfig(config.fibres, counts=(config.count,), poolings=())
+        read = FibreReadoutConfig(config.fibres, counts=(config.count,), kernel=False, poolings=())
         readout = FibreReadout(read, lambda scan: encoder, encoder.features, seed, basis, np.empty(0), CPU)
         seen, _ = _asked(readout, training)
         asked, facts = _asked(readout, test)

@@ -116,6 +116,15 @@ class Basis:
         """The share of the anchors' centred energy that the features have; 1 where there is none."""
         return min(1.0, float(self.energies.sum()) / self.total_energy) if self.total_energy else 1.0
 
+    def leading(self, features: int) -> Basis:
+        """The first directions alone, of a basis that was not aligned."""
+        return replace(
+            self,
+            coefficients=self.coefficients[:, :features].contiguous(),
+            energy=self.energy[:features, :features],
+            origin=self.origin[:features],
+        )
+
     def features(self, trains: TensorTrain, *, standardised: bool = False) -> Float64[Tensor, "b q"]:
         """f(x) of trains (B,), differentiable in them (linear; the anchors are constants).
 

@@ -104,10 +104,12 @@ class LinearHead:
         task: Task,
         *,
         free: Float64[Array, "n t"] | None = None,
+        proportional: bool = False,
         seed: int = 0,
     ) -> Self:
         """The head of some rows, of the patients `groups` (n,); p and t may be 0.
 
+        `proportional` features are of one unit, and keep their proportions: the penalty falls on all alike.
         `free` covariates have no penalty but a tiny one, against dependence and too few rows. The seed draws
         the inner folds. Raises InvalidShape for other numbers of rows, fewer than two patients, and targets
         that are not the numbers of two classes or more; NonFinite.
@@ -116,7 +118,8 @@ class LinearHead:
         _refuse_unfit(features, targets, groups, free)
         numbers = patient_numbers(groups)
         patients = int(numbers.max()) + 1
-        standard, covariates = Standard.of(features), Standard.of(free)
+        standard = Standard.of(features, proportional=proportional)
+        covariates = Standard.of(free)
         axes, rows = principal_axes(standard(features))
         folds = patient_folds(groups, min(INNER_FOLDS, patients), seed=seed, targets=targets)
         solve = _solved_classes if task.kind == "classes" else _solved_means

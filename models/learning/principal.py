@@ -44,11 +44,19 @@ class Standard:
     inverse_scale: Float64[Array, " p"]
 
     @classmethod
-    def of(cls, features: Float64[Array, "n p"]) -> Standard:
-        """By these rows; their mean square norm is then 1, or 0 where nothing varies."""
+    def of(cls, features: Float64[Array, "n p"], *, proportional: bool = False) -> Standard:
+        """By these rows; their mean square norm is then 1, or 0 where nothing varies.
+
+        `proportional` features have one scale for all: each weighs by its own deviation.
+        """
         centre, deviation = features.mean(axis=0), deviations(features)
         varies = deviation > 0
-        scale = np.where(varies, deviation, 1.0) * np.sqrt(max(1, int(varies.sum())))
+        each = (
+            np.full_like(deviation, np.sqrt(np.square(deviation[varies]).mean()))
+            if proportional
+            else deviation
+        )
+        scale = np.where(varies, each, 1.0) * np.sqrt(max(1, int(varies.sum())))
         return cls(centre, np.where(varies, 1 / scale, 0.0))
 
     def __call__(self, features: Float64[Array, "m p"]) -> Float64[Array, "m p"]:

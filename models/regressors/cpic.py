@@ -50,7 +50,7 @@ class Cpic(EncoderTraining):
             projected_steps=200,
             projection=ProjectionConfig(fibres=fibres),
             perceptron=True,
-            readout=FibreReadoutConfig(fibres=fibres, counts=(10,), poolings=()),
+            readout=FibreReadoutConfig(fibres=fibres, counts=(10,), kernel=False, poolings=()),
         )
 
     def fit(self, cohort: Cohort, task: Task, *, seed: int, device: torch.device, watch: Watch) -> CpicModel:

@@ -63,6 +63,7 @@ class CpicModel:
                 cohort.row_patients,
                 task,
                 free=inputs.covariates,
+                proportional=name in readout.proportional,
                 seed=seed,
             )
             for name, where in readout.blocks.items()

@@ -1,7 +1,8 @@
 """What is read of a scan behind an encoder that stands still: a vector of features, in named blocks.
 
 Two ways, with one face. `FibreReadout` is C-PIC's: fibres, their train, its principal features (by the
-anchors of the training) and its pooled moments. `VoxelReadout` is the plain one: pooled moments, estimated
+anchors of the training), itself (`KERNEL`: all principal features in proportion, so that a ridge on them is
+kernel ridge regression with inner products of trains) and its pooled moments. `VoxelReadout` is the plain one: pooled moments, estimated
 from random voxels. A head takes one block, whichever inner cross-validation prefers.
 
 How far a scan is from those of the training is told by what of its train the principal axes do not span
@@ -46,6 +47,8 @@ from models.types import Array, CubeSource, Int64, Report
 
 HELD_OUT, CONFIDENCE = 4000, 0.95
 """Voxels that a look tests a train at, and the confidence of its certificate."""
+KERNEL = "kernel"
+"""The block of a train itself."""
 LEAST_DISTANCE_SCANS = 3
 """With fewer anchors nothing can be said of distances."""
 
@@ -100,6 +103,11 @@ class Readout(ABC):
     def blocks(self) -> dict[str, slice]:
         """Where each block of features stands."""
 
+    @property
+    def proportional(self) -> frozenset[str]:
+        """Blocks whose features keep their proportions."""
+        return frozenset()
+
     @abstractmethod
     def see(self, scan: CubeSource) -> Seen:
         """One scan; the same for the same scan, whatever is seen beside it."""
@@ -148,11 +156,13 @@ class FibreReadoutConfig:
     """How scans are read by fibres. Raises InvalidConfig, naming the setting.
 
     `counts` are the numbers of principal features that are offered, `poolings` the functions per axis of the
-    moments; either may be empty. At most `anchors` scans make the basis: drawn, where there are more.
+    moments; either may be empty. With counts and `kernel`, trains themselves are offered too. At most
+    `anchors` scans make the basis: drawn, where there are more.
     """
 
     fibres: FibreConfig = field(default_factory=FibreConfig)
     counts: tuple[int, ...] = (10, 30)
+    kernel: bool = True
     poolings: tuple[int, ...] = (2, 3)
     anchors: int = 256
 
@@ -209,7 +219,8 @@ class FibreReadout(Readout):
         if config.counts:
             drawn = np.random.default_rng([seed, len(scans)]).permutation(len(scans))[: config.anchors]
             chosen = np.sort(drawn).tolist()
-            basis = Basis.of(stacked([made[number][0] for number in chosen]), max(config.counts))
+            axes = max(*config.counts, len(chosen) - 1) if config.kernel else max(config.counts)
+            basis = Basis.of(stacked([made[number][0] for number in chosen]), axes)
             distances = np.empty(0)
             if len(chosen) >= LEAST_DISTANCE_SCANS:
                 G = gram(basis.anchors, basis.anchors).cpu().numpy()
@@ -221,9 +232,16 @@ class FibreReadout(Readout):
     @property
     def blocks(self) -> dict[str, slice]:
         """Principal features first; smaller counts are the first of them."""
-        principal = {f"principal {count}": slice(0, count) for count in self.config.counts}
-        start = max(self.config.counts, default=0)
-        return principal | _moments(self.config.poolings, self.features, start)
+        blocks = {f"principal {count}": slice(0, count) for count in self.config.counts}
+        start = 0 if self.basis is None else self.basis.width
+        if self.config.kernel and start:
+            blocks[KERNEL] = slice(0, start)
+        return blocks | _moments(self.config.poolings, self.features, start)
+
+    @property
+    def proportional(self) -> frozenset[str]:
+        """The block of a train itself."""
+        return frozenset({KERNEL})
 
     def see(self, scan: CubeSource) -> Seen:
         """See `Readout`."""
@@ -237,7 +255,7 @@ class FibreReadout(Readout):
         """See `Readout`."""
         if self.basis is None or not len(self.distances) or seen.train is None:
             return None
-        outside = self.basis.outside(stacked([seen.train]))[0]
+        outside = self.basis.leading(max(self.config.counts)).outside(stacked([seen.train]))[0]
         distance = float((outside / self._values(seen.volume.scan)).sqrt())
         sides = [np.searchsorted(self.distances, distance, side=side) for side in ("left", "right")]
         return distance, float(50 * sum(sides) / len(self.distances))

@@ -66,7 +66,9 @@ class TrainFeaturesConfig:
         return look_bytes(extent, Identity(extent.channels, UNKNOWN_SCAN), self.fibres)
 
     def _readout(self) -> FibreReadoutConfig:
-        return FibreReadoutConfig(self.fibres, counts=(self.count,), poolings=(), anchors=self.anchors)
+        return FibreReadoutConfig(
+            self.fibres, counts=(self.count,), kernel=False, poolings=(), anchors=self.anchors
+        )
 
 
 def saved_trains(tensors: Mapping[str, Array], manifest: Mapping[str, Any]) -> FibreReadout:

@@ -110,7 +110,7 @@ def test_a_texture_is_learned_that_the_frozen_encoder_does_not_tell() -> None:
 
 def test_the_head_takes_the_block_that_inner_cross_validation_prefers() -> None:
     model, _ = learned()
-    assert list(model.inner_errors) == ["principal 2", "principal 4", "moments 1"]
+    assert list(model.inner_errors) == ["principal 2", "principal 4", "kernel", "moments 1"]
     assert model.block == min(model.inner_errors, key=lambda block: model.inner_errors[block])
     assert model.head.choice.error == model.inner_errors[model.block]
     width = {"principal 2": 2, "principal 4": 4, "moments 1": 2}[model.block]
@@ -197,9 +197,9 @@ def test_the_papers_form_has_the_papers_parameters() -> None:
 
 def test_the_papers_settings_are_changed_in_part() -> None:
     recipe = Cpic.from_settings(PAPER)
-    assert recipe.encoder == EncoderConfig((2,), 2, sigmoid=True, intensity=False)
+    assert recipe.encoder == EncoderConfig((2,), 2, 0.0, sigmoid=True, intensity=False)
     fibres = FibreConfig(layout="qtt", sampling="scalar", rank=2, oversampling=1.0, sweeps=1)
-    assert recipe.readout == FibreReadoutConfig(fibres, counts=(2,), poolings=())
+    assert recipe.readout == FibreReadoutConfig(fibres, counts=(2,), kernel=False, poolings=())
     assert recipe.projection == ProjectionConfig(2, 4, fibres=fibres)
     assert recipe.perceptron
     assert Cpic.from_settings({"mode": "paper"}) == Cpic.paper()

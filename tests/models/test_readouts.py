@@ -19,6 +19,8 @@ from models.cpic.field import EncodedVoxels
 from models.cpic.moments import Pooling
 from models.cpic.random_voxels import draw
 from models.errors import InvalidConfig, InvalidShape
+from models.learning.linear import LinearHead
+from models.learning.task import Task
 from models.regressors.encoders import EncoderConfig, calibrated
 from models.regressors.readouts import (
     HELD_OUT,
@@ -111,10 +113,11 @@ def test_blocks_are_principal_features_and_moments_of_the_train() -> None:
     assert readout.blocks == {
         "principal 2": slice(0, 2),
         "principal 4": slice(0, 4),
-        "moments 1": slice(4, 7),
-        "moments 2": slice(7, 31),
+        "kernel": slice(0, 15),
+        "moments 1": slice(15, 18),
+        "moments 2": slice(18, 42),
     }
-    assert features.shape == (16, 31)
+    assert features.shape == (16, 42)
     trains = [readout.see(scan).train for scan in SCANS]
     fields = np.stack([dense(train) for train in trains if train is not None])
     _, _, Vh = np.linalg.svd((fields - fields.mean(axis=0)).reshape(16, -1), full_matrices=False)
@@ -122,21 +125,44 @@ def test_blocks_are_principal_features_and_moments_of_the_train() -> None:
     assert np.abs(features[:, :4]) == pytest.approx(np.abs(principal), rel=1e-6, abs=1e-6)
     weights = np.einsum("za,yb,xc->zyxabc", *(hats(size, 2) for size in SHAPE)).reshape(-1, 8)
     moments = np.einsum("vb,nvf->nbf", weights, fields) / len(weights)
-    assert features[:, 4:7] == pytest.approx(fields.mean(axis=1), abs=1e-9)
-    assert features[:, 7:] == pytest.approx(moments.reshape(16, -1), abs=1e-6)
+    assert features[:, 15:18] == pytest.approx(fields.mean(axis=1), abs=1e-9)
+    assert features[:, 18:] == pytest.approx(moments.reshape(16, -1), abs=1e-6)
+
+
+def test_a_ridge_on_the_kernel_block_is_kernel_ridge_regression_on_trains() -> None:
+    """On inner products of the centred fields, with the penalty that the head chose."""
+    readout, features = of_all()
+    where = readout.blocks["kernel"]
+    assert readout.proportional == {"kernel"}
+    y = np.random.default_rng(0).normal(size=16)
+    head = LinearHead.fit(features[:, where], y, [f"p{k}" for k in range(16)], Task(), proportional=True)
+    fresh = scans_of(5, seed=3)
+    told = head.predict(np.stack([readout.see(scan).features()[where] for scan in fresh]))
+    trains = [readout.see(scan).train for scan in (*SCANS, *fresh)]
+    fields = np.stack([dense(train).ravel() for train in trains if train is not None])
+    away = fields - fields[:16].mean(axis=0)
+    K = away @ away[:16].T
+    penalty = head.choice.penalty * np.trace(K[:16]) / 16
+    dual = np.linalg.solve(K[:16] + penalty * np.eye(16), y - y.mean())
+    assert told[:, 0] == pytest.approx(y.mean() + K[16:] @ dual, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("counts", "poolings", "blocks"), [((3,), (), ["principal 3"]), ((), (2,), ["moments 2"])]
+    ("counts", "kernel", "poolings", "blocks"),
+    [
+        ((3,), False, (), ["principal 3"]),
+        ((3,), True, (), ["principal 3", "kernel"]),
+        ((), True, (2,), ["moments 2"]),
+    ],
 )
-def test_either_kind_of_block_may_be_left_out(
-    counts: tuple[int, ...], poolings: tuple[int, ...], blocks: list[str]
+def test_kinds_of_blocks_may_be_left_out(
+    counts: tuple[int, ...], kernel: bool, poolings: tuple[int, ...], blocks: list[str]
 ) -> None:
-    readout, features = fitted(replace(CONFIG, counts=counts, poolings=poolings))
+    readout, features = fitted(replace(CONFIG, counts=counts, kernel=kernel, poolings=poolings))
     assert list(readout.blocks) == blocks
     seen = readout.see(SCANS[3])
     assert np.array_equal(seen.features(), features[3])
-    assert features.shape[1] == readout.blocks[blocks[0]].stop
+    assert features.shape[1] == readout.blocks[blocks[-1]].stop
     assert (readout.distance(seen) is None) == (not counts)
     assert np.array_equal(saved(readout).see(SCANS[3]).features(), features[3])
 
@@ -155,6 +181,7 @@ def test_fewer_scans_than_features_leave_the_others_zero() -> None:
     readout, features = fitted(scans=SCANS[:3])
     assert np.abs(features[:, :2]).min() > 0
     assert not features[:, 2:4].any()
+    assert readout.blocks["kernel"] == slice(0, 4)
     assert readout.distance(readout.see(SCANS[7])) is not None
     two, _ = fitted(scans=SCANS[:2])
     assert two.distance(two.see(SCANS[7])) is None
