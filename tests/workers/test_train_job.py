@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from storage.errors import CohortNotReady, InvalidCohort, InvalidParameters, Sto
 from storage.jobs import Job, JobState
 from storage.records import VolumeState
 from workers import preparing
-from workers.cohorts import Row, Table, training_table
+from workers.cohorts import MOST_CLASSES, MOST_COVARIATES, Row, Table, training_table
 from workers.jobs.train import Train, recipes_of
 from workers.models import NOTICE
 from workers.preparing import mixed
@@ -140,7 +141,7 @@ def test_auto_takes_the_simplest_and_says_why(school: School) -> None:
     job = school.train(regressor="auto", candidates=["voxel_ridge"], settings={"voxel_ridge": {"grid": 3}})
     assert job.result is not None
     assert job.result["regressor"] == "voxel_ridge"
-    assert job.result["compared"][0]["reason"] == "the simplest that none beats at 95 %"
+    assert job.result["compared"][0]["reason"] == "the simplest that none beats at 68 %"
     blind = school.train(regressor="auto", candidates=["tabular"], settings={})
     assert blind.result is not None
     assert blind.result["regressor"] == "constant"
@@ -286,7 +287,7 @@ MISSING = "vol_0199aaaa-bbbb-7ccc-8ddd-eeeeffff0000"
         (
             lambda rows: [*rows, {**rows[5], "covariates": {"age": 1.0, "sex": 0.0}, "patient": "x"}],
             "/rows/14/patient",
-            "the same scan is of patient 'patient-5' in another row",
+            "the same scan as in row 5, which is of patient 'patient-5'",
         ),
         (
             lambda rows: changed(
@@ -299,6 +300,17 @@ MISSING = "vol_0199aaaa-bbbb-7ccc-8ddd-eeeeffff0000"
         (lambda rows: [{**row, "fold": 3} for row in rows], "/rows", "two folds are needed"),
         (lambda rows: rows[:5], "/rows", "5 patients; a model needs at least 6"),
         (lambda rows: [{**row, "target": 2.5} for row in rows], "/rows", "all targets are 2.5"),
+        (lambda rows: changed(rows, 6, target=1e101), "/rows/6/target", "1e+101 is beyond 1e+100"),
+        (
+            lambda rows: changed(rows, 7, covariates={"age": -1e300, "sex": 0.0}),
+            "/rows/7/covariates/age",
+            "-1e+300 is beyond 1e+100, the largest number that is taken; use another unit",
+        ),
+        (
+            lambda rows: [{**row, "covariates": {f"c{i}": 1.0}} for i, row in enumerate(rows)],
+            "/rows/0/covariates/c1",
+            "missing here and in 12 other rows; every row needs it",
+        ),
     ],
 )
 def test_rows_that_nothing_can_be_learnt_from(
@@ -328,6 +340,84 @@ def test_classes_that_do_not_fit(
         table(school, changed(rows, 13, target="c"), task, classes)
     assert pointer in [where for where, _ in refusal.value.problems]
     assert words in str(refusal.value)
+
+
+def test_a_class_must_be_in_two_of_the_tables_own_folds(school: School) -> None:
+    rows = [{**row, "target": "ab"[i // 7], "fold": i // 7} for i, row in enumerate(school.rows)]
+    with pytest.raises(InvalidCohort) as refusal:
+        table(school, rows, "classes")
+    assert str(refusal.value) == "; ".join(
+        f"/rows: class '{name}' is in fold {fold} alone, and unknown to all other folds; give rows of it to "
+        "two folds, or leave it out"
+        for name, fold in (("a", 0), ("b", 1))
+    )
+    assert len(table(school, [{**row, "fold": i % 2} for i, row in enumerate(rows)], "classes")) == 14
+
+
+def test_a_column_of_numbers_is_no_column_of_classes(school: School) -> None:
+    rows = [
+        {**school.rows[i % 14], "target": i / 7, "covariates": {"visit": float(i)}}
+        for i in range(MOST_CLASSES + 1)
+    ]
+    with pytest.raises(
+        InvalidCohort, match=r"^/rows: target has 101 different values, and 100 classes are the"
+    ):
+        table(school, rows, "classes")
+    assert len(table(school, rows)) == MOST_CLASSES + 1
+
+
+def test_the_same_voxels_are_one_scan_whatever_they_are_called(school: School) -> None:
+    first, second = (school.ingested(organ(0.3, 90)) for _ in range(2))
+    rows = [*school.rows, {**school.rows[0], "volume_id": first, "patient": "new"}]
+    twin = {**rows[14], "volume_id": second}
+    for row, told in (
+        (
+            {**twin, "patient": "x"},
+            "/rows/15/patient: the same voxels as in row 14, which is of patient 'new'",
+        ),
+        (twin, "/rows/15: the same voxels and covariates as in row 14"),
+    ):
+        with pytest.raises(InvalidCohort) as refusal:
+            table(school, [*rows, row])
+        assert str(refusal.value) == told
+    assert len(table(school, [*rows, {**twin, "covariates": {"age": 99.0, "sex": 0.0}}])) == 16
+
+
+def test_a_patient_has_one_spelling() -> None:
+    spellings = ("M\u00fcller", "Mu\u0308ller", " M\u00fcller\t")
+    assert {Row(volume_id="v", patient=name, target=1.0).patient for name in spellings} == {"M\u00fcller"}
+    with pytest.raises(InvalidParameters) as refusal:
+        Train().parse({"rows": [{"volume_id": "v", "patient": " \u2003", "target": 1.0}]})
+    assert refusal.value.problems == [("/rows/0/patient", "Value error, must not be blank")]
+
+
+@pytest.mark.parametrize(
+    ("part", "pointer"),
+    [
+        ({"covariates": {f"c{i}": 1.0 for i in range(MOST_COVARIATES + 1)}}, "/rows/0/covariates"),
+        ({"fold": 10**30}, "/rows/0/fold"),
+        ({"target": "x" * 201}, "/rows/0/target/constrained-str"),
+    ],
+)
+def test_a_row_has_limits(part: dict[str, Any], pointer: str) -> None:
+    with pytest.raises(InvalidParameters) as refusal:
+        Train().parse({"rows": [{"volume_id": "v", "patient": "p", "target": 1.0, **part}]})
+    assert pointer in [where for where, _ in refusal.value.problems]
+
+
+def test_a_name_of_its_own_in_every_row_makes_no_square_of_problems(school: School) -> None:
+    rows = [{**school.rows[0], "target": float(i), "covariates": {f"c{i:04}": 1.0}} for i in range(2000)]
+    tracemalloc.start()
+    with pytest.raises(InvalidCohort) as refusal:
+        table(school, rows)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 16 << 20
+    assert refusal.value.problems[0] == (
+        "/rows/1/covariates/c0000",
+        "missing here and in 1,998 other rows; every row needs it",
+    )
+    assert str(refusal.value).endswith("and 1,981 more")
 
 
 def test_all_that_is_wrong_is_told_at_once(school: School) -> None:
