@@ -318,9 +318,20 @@ def shipped(
 class Unwatched:
     """What `learn` asks of a job: nobody is told, and nothing is kept."""
 
+    parameters: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def job(self) -> Self:
+        """One without parameters."""
+        return self
+
     @property
     def checkpoints(self) -> Self:
         """Nothing is kept."""
+        return self
+
+    def meant_for(self, purpose: str) -> Self:
+        """Of whatever it is."""
         return self
 
     def part(self, name: str) -> Self:
