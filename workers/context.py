@@ -82,10 +82,13 @@ class JobContext:
         """A published artifact of another job, whole. Raises MissingArtifact or CorruptArtifact."""
         return self._artifacts.read(job, name)
 
-    def require_memory(self, needed: int) -> None:
-        """Raise OverBudget when the job would need more bytes than this worker may use."""
+    def require_memory(self, needed: int, cure: str = "") -> None:
+        """Raise OverBudget when the job would need more bytes than this worker may use.
+
+        `cure` says what would take less.
+        """
         if needed > self.memory_budget:
-            raise OverBudget(needed, self.memory_budget)
+            raise OverBudget(needed, self.memory_budget, cure)
 
     @property
     def _artifacts(self) -> ArtifactStore:

@@ -7,20 +7,23 @@ patients it holds salted digests alone, so that an evaluation can say whom a mod
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float64
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from models.errors import ModelError
+from models.errors import InvalidConfig, InvalidShape, ModelError
 from models.learning.conformal import Conformal
 from models.learning.preparation import Preparation
 from models.learning.task import Task
 from models.regressors import REGRESSORS
-from models.regressors.base import Model
+from models.regressors.base import Extent, Model, Regressor
+from models.regressors.settings import settings_of
 from models.types import Array
 from storage.artifacts import ArtifactWriter
 from storage.errors import InvalidParameters, UnusableModel
@@ -28,13 +31,24 @@ from storage.jobs import Artifact, Job, JobState
 from storage.tensors import unpacked
 from workers.cohorts import Table
 from workers.context import JobContext
+from workers.memory import BASE_BYTES
 from workers.packages import versions
 from workers.schemas import pointer
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MODEL = "model.safetensors"
 SCHEMA = 1
 TRAIN = "train"
 NOTICE = "For research. Not a medical device."
+CURE = "train it again, or use the version of Tomotrain that made it"
+UNREADABLE = (ModelError, ValueError, LookupError, TypeError, AttributeError)
+"""What reading a file raises that was damaged, or that another version made."""
+LOADING_COPIES, LOADED_COPIES = 5, 2
+"""Of a model's file: while it is loaded, as bytes, arrays, a network and what is in between; and then."""
+
+Made = TypeVar("Made", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -68,12 +82,36 @@ class Training:
         return _salted(patient, self.table) in self.patients
 
 
+class Named(BaseModel):
+    """What is learnt, and its unit."""
+
+    name: str
+    unit: str
+
+
+class Record(BaseModel):
+    """A model's manifest, but for its schema: what `TrainedModel.load` takes, by types."""
+
+    model_config = ConfigDict(strict=True)
+
+    notice: str
+    regressor: str
+    settings: dict[str, Any]
+    task: dict[str, Any]
+    model: dict[str, Any]
+    preparation: dict[str, Any]
+    conformal: dict[str, Any]
+    covariates: tuple[Covariate, ...]
+    target: Named
+    training: Training
+    scores: tuple[dict[str, Any], ...]
+
+
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
     """A model with what belongs to it. `scores` are those out of fold, as `Score.to_json` has them."""
 
-    regressor: str
-    settings: dict[str, Any]
+    recipe: Regressor
     task: Task
     model: Model
     preparation: Preparation
@@ -89,8 +127,8 @@ class TrainedModel:
         record = {
             "schema": SCHEMA,
             "notice": NOTICE,
-            "regressor": self.regressor,
-            "settings": self.settings,
+            "regressor": self.recipe.name,
+            "settings": settings_of(self.recipe),
             "task": asdict(self.task),
             "model": self.model.manifest(),
             "preparation": self.preparation.manifest(),
@@ -107,36 +145,29 @@ class TrainedModel:
         """What `save` wrote. Raises UnusableModel for what this version cannot use, with the cure."""
         try:
             tensors, record = unpacked(content)
-        except ValueError as error:
-            raise UnusableModel(job_id, f"its file cannot be read: {error}") from error
-        if record.get("schema") != SCHEMA:
-            made = record.get("training", {}).get("packages", {}).get("tomotrain", "another")
-            raise UnusableModel(
-                job_id,
-                f"it has schema {record.get('schema')}, this version reads schema {SCHEMA}: train it again, "
-                f"or use the version of Tomotrain that made it ({made})",
-            )
-        if (name := record["regressor"]) not in REGRESSORS:
-            known = ", ".join(REGRESSORS)
-            raise UnusableModel(job_id, f"its regressor {name!r} is not known here; known are {known}")
-        task = Task(record["task"]["kind"], tuple(record["task"]["classes"]))
-        try:
-            recipe = REGRESSORS[name].from_settings(record["settings"])
-            model = recipe.load(tensors, record["model"], task, device)
-        except ModelError as error:
-            raise UnusableModel(job_id, f"{error}; train it again") from error
+            _refuse_other_schema(record)
+            return cls._of(tensors, Record.model_validate_json(json.dumps(record)), device)
+        except UNREADABLE as error:
+            raise UnusableModel(job_id, f"{_reason(error)}; {CURE}") from error
+
+    @classmethod
+    def _of(cls, tensors: Mapping[str, Array], record: Record, device: torch.device) -> Self:
+        if record.regressor not in REGRESSORS:
+            known = f"one of those known here, {', '.join(REGRESSORS)}"
+            raise InvalidConfig("regressor", record.regressor, known)
+        recipe = REGRESSORS[record.regressor].from_settings(record.settings)
+        task = typed(Task(record.task["kind"], tuple(record.task["classes"])))
         return cls(
-            name,
-            record["settings"],
+            recipe,
             task,
-            model,
-            Preparation.from_manifest(record["preparation"]),
-            Conformal.from_json(record["conformal"]),
-            tuple(Covariate(**covariate) for covariate in record["covariates"]),
-            record["target"]["name"],
-            record["target"]["unit"],
-            _training(record["training"]),
-            tuple(record["scores"]),
+            recipe.load(tensors, record.model, task, device),
+            typed(Preparation.from_manifest(record.preparation)),
+            typed(Conformal.from_json(record.conformal)),
+            record.covariates,
+            record.target.name,
+            record.target.unit,
+            record.training,
+            record.scores,
         )
 
     @property
@@ -180,16 +211,32 @@ def covariates_of(names: Sequence[str], values: Float64[Array, "n t"]) -> tuple[
     )
 
 
-def trained_model(context: JobContext, job_id: str) -> tuple[TrainedModel, str]:
-    """The model that a job made, and its sha-256, which was compared with the bytes.
+class Found(NamedTuple):
+    """A model that a job made, its file's sha-256, which was compared with the bytes, and their number."""
 
-    Raises MissingJob, UnusableModel, MissingArtifact or CorruptArtifact.
+    trained: TrainedModel
+    sha256: str
+    size: int
+
+    def takes(self, extent: Extent) -> dict[str, int]:
+        """The memory that asking about so much takes, by the recipe's name: the model's own is in it."""
+        recipe = self.trained.recipe
+        return {recipe.name: LOADED_COPIES * self.size + recipe.answering_bytes(extent)}
+
+
+def trained_model(context: JobContext, job_id: str) -> Found:
+    """The model that a job made.
+
+    Raises MissingJob, UnusableModel, MissingArtifact, CorruptArtifact, or OverBudget before it is read.
     """
     job = context.find_job(job_id)
     _refuse_no_model(job)
+    size = sum(artifact.size for artifact in job.artifacts if artifact.name == MODEL)
+    cure = f"the model has {size:,} bytes; take a smaller one"
+    context.require_memory(BASE_BYTES + LOADING_COPIES * size, cure)
     content = context.artifact(job, MODEL)
-    model = TrainedModel.load(job_id, content, torch.device(context.device))
-    return model, hashlib.sha256(content).hexdigest()
+    trained = TrainedModel.load(job_id, content, torch.device(context.device))
+    return Found(trained, hashlib.sha256(content).hexdigest(), size)
 
 
 def _refuse_no_model(job: Job) -> None:
@@ -200,9 +247,27 @@ def _refuse_no_model(job: Job) -> None:
         raise UnusableModel(job.id, f"its training is {job.state}; {cure}")
 
 
-def _training(record: dict[str, Any]) -> Training:
-    volumes, patients = tuple(record["volumes"]), tuple(record["patients"])
-    return Training(**{**record, "volumes": volumes, "patients": patients})
+def _refuse_other_schema(record: dict[str, Any]) -> None:
+    if record["schema"] != SCHEMA:
+        made = record["training"]["packages"]["tomotrain"]
+        told = f"it has schema {record['schema']} (made by Tomotrain {made})"
+        raise InvalidShape(f"{told}, this version reads schema {SCHEMA}")
+
+
+def typed(made: Made) -> Made:
+    """A dataclass whose fields are of the types that it states. Raises ValueError for others, naming them."""
+    TypeAdapter(type(made)).validate_json(json.dumps(asdict(made)), strict=True)
+    return made
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, in words."""
+    if isinstance(error, ValidationError):
+        wrong = error.errors()[0]
+        return f"its record is damaged: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}"
+    if isinstance(error, KeyError):
+        return f"its record lacks {error}"
+    return str(error) if isinstance(error, ModelError) else f"it cannot be read: {error}"
 
 
 def _salted(patient: str, salt: str) -> str:

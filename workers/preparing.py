@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from models.learning.preparation import Caveat, Preparation, RawScan
+from models.learning.preparation.caveats import FAR_SPACING
+from models.regressors.base import Extent
+from models.regressors.memory import scan_bytes, slab_bytes
 from models.types import CubeSource
 from storage.jobs import Progress
 from storage.records import VolumeRecord
+from workers.cohorts import Table
 from workers.context import JobContext, facts_of
-from workers.scans import HeldScan, Readers, StoredScan, prepared_bytes, raw_scan
+from workers.memory import BASE_BYTES
+from workers.scans import HeldScan, Readers, StoredScan, raw_scan
 
 HELD_SHARE = 4
-"""Prepared scans stay in memory where they take the budget over this at most; others are read again."""
-FAR_APART = 1.5
-"""Spacings of a cohort that differ by more than this factor are marked."""
+"""Prepared scans stay in memory where they take the budget over this at most, and there is room beside what
+recipes take; others are read again.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,22 +47,26 @@ class Prepared:
 
 def prepared(
     context: JobContext,
-    records: Sequence[VolumeRecord],
+    table: Table,
+    takes: Callable[[Extent], Mapping[str, int]],
     decide: Callable[[Sequence[RawScan]], Preparation],
     seed: int,
     readers: Readers,
 ) -> Prepared:
-    """The scans of some records; `decide` says what they are brought to.
+    """The scans of a table; `decide` says what they are brought to.
 
-    Raises CorruptVolume, and what the preparation raises.
+    `takes` tells the memory that each recipe takes then, by name: no voxel is read where one takes too much.
+    Raises OverBudget, CorruptVolume, SourceFailed, and what the preparation raises.
     """
     raw = []
-    for done, record in enumerate(records):
-        context.report(Progress("opening scans", done, len(records), "scans"))
-        raw.append(raw_scan(StoredScan(record, context.open(record), readers), facts_of(record)))
+    for done, record in enumerate(table.records):
+        context.report(Progress("opening scans", done, len(table.records), "scans"))
+        raw.append(raw_scan(StoredScan(record, context.open(record), readers), facts_of(record), record.name))
     preparation = decide(raw)
-    needed = prepared_bytes(len(raw), preparation.channels, preparation.shape)
-    held = needed <= context.memory_budget // HELD_SHARE
+    extent = extent_of(preparation, raw, rows=len(table), covariates=len(table.names))
+    taken = takes(extent)
+    refuse_greedy(context, cohort_bytes(context), extent, taken)
+    held = _fit_beside(context, extent, max(taken.values()))
     scans: list[CubeSource] = []
     caveats = []
     for done, scan in enumerate(raw):
@@ -65,7 +74,32 @@ def prepared(
         made = preparation.apply(scan, seed)
         scans.append(HeldScan(made) if held else made)
         caveats.append(made.warnings)
-    return Prepared(preparation, tuple(records), tuple(scans), tuple(caveats))
+    return Prepared(preparation, table.records, tuple(scans), tuple(caveats))
+
+
+def cohort_bytes(context: JobContext) -> int:
+    """What any job on a cohort takes: the process, and the cache of decoded chunks."""
+    return BASE_BYTES + context.settings.cache_bytes
+
+
+def extent_of(preparation: Preparation, raw: Sequence[RawScan], *, rows: int, covariates: int) -> Extent:
+    """How much there is of these scans once prepared. Raises InvalidShape for an unknown spacing."""
+    stored = max(map(preparation.stored_voxels, raw))
+    return Extent(preparation.shape, preparation.channels, len(raw), rows, covariates, stored)
+
+
+def refuse_greedy(context: JobContext, beside: int, extent: Extent, taken: Mapping[str, int]) -> None:
+    """Raise OverBudget where a recipe takes too much, `beside` what is taken anyway; it is named."""
+    name = max(taken, key=lambda name: taken[name])
+    grid = " x ".join(map(str, extent.shape))
+    cure = f"{name} takes {taken[name]:,} of them at {grid} voxels; take another regressor, or a coarser grid"
+    context.require_memory(beside + taken[name], cure)
+
+
+def _fit_beside(context: JobContext, extent: Extent, taken: int) -> bool:
+    """Whether all prepared scans may stay in memory, beside what a recipe takes."""
+    free = context.memory_budget - cohort_bytes(context) - max(taken, slab_bytes(extent))
+    return extent.scans * scan_bytes(extent) <= min(free, context.memory_budget // HELD_SHARE)
 
 
 def mixed(preparation: Preparation) -> list[Caveat]:
@@ -74,7 +108,7 @@ def mixed(preparation: Preparation) -> list[Caveat]:
     if len(preparation.modalities) > 1:
         told.append(Caveat("modalities-mixed", f"scans are of {', '.join(preparation.modalities)}"))
     least, most = preparation.least_spacing or (), preparation.most_spacing or ()
-    apart = any(high > FAR_APART * low for low, high in zip(least, most, strict=True))
+    apart = any(high > FAR_SPACING * low for low, high in zip(least, most, strict=True))
     if apart and preparation.config.grid == "pad":
         text = f"spacings from {_mm(least)} to {_mm(most)} mm: consider the grid resample"
         told.append(Caveat("spacing-mixed", text))

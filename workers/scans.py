@@ -10,6 +10,7 @@ import numpy as np
 
 from models.intensities import IntensityStatistics
 from models.learning.preparation import PreparedScan, RawScan
+from models.regressors.dense import whole
 from models.types import Array, CubeSource, Int64, Size
 from storage.cubes import CubeReader, ReadPlan, sides
 from storage.errors import CorruptVolume
@@ -18,8 +19,6 @@ from storage.records import Statistics, StoredVolume, VolumeRecord
 from storage.volume import Volume
 
 OPEN_READERS = 16
-SLAB = 32
-"""Voxels along z that are read at once: as chunks have."""
 
 
 class RecordedCubes:
@@ -123,15 +122,14 @@ class StoredScan:
 
 
 class HeldScan:
-    """A prepared scan in memory; fits `models.types.CubeSource`, and gives the same bits as the scan."""
+    """A prepared scan in memory; fits `models.types.CubeSource`, and gives the same bits as the scan.
+
+    Raises SourceFailed, naming the slices, for what cannot be read or is not finite.
+    """
 
     def __init__(self, scan: PreparedScan) -> None:
-        Z, Y, X = scan.shape
-        self._voxels = np.empty((scan.channels, Z, Y, X), np.float32)
-        self._background = scan.background
-        for z in range(0, Z, SLAB):
-            thick = min(SLAB, Z - z)
-            (self._voxels[:, z : z + thick],) = scan.cubes(np.array([[z, 0, 0]]), (thick, Y, X))
+        self._voxels = whole(scan)
+        self._background, self.value_range = scan.background, scan.value_range
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -158,8 +156,8 @@ class HeldScan:
         return out
 
 
-def raw_scan(source: CubeSource, stored: StoredVolume) -> RawScan:
-    """A scan with what its header says, for preparation."""
+def raw_scan(source: CubeSource, stored: StoredVolume, name: str = "") -> RawScan:
+    """A scan with what its header says, for preparation; `name` is for messages."""
     grid = stored.grid
     modality = stored.metadata.get("Modality")
     return RawScan(
@@ -168,12 +166,9 @@ def raw_scan(source: CubeSource, stored: StoredVolume) -> RawScan:
         grid.spacing,
         None if grid.affine is None else grid.matrix,
         None if modality is None else str(modality),
+        stored.statistics.replaced,
+        name,
     )
-
-
-def prepared_bytes(scans: int, channels: int, shape: tuple[int, int, int]) -> int:
-    """Of scans in memory."""
-    return scans * channels * prod(shape) * np.dtype(np.float32).itemsize
 
 
 def intensities(statistics: Statistics) -> IntensityStatistics:

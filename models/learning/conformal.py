@@ -57,6 +57,10 @@ class Conformal:
     levels: tuple[float, ...]
     thresholds: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if self.method not in GUARANTEES:
+            raise InvalidConfig("method", self.method, f"one of {', '.join(GUARANTEES)}")
+
     @classmethod
     def of(
         cls,
@@ -74,8 +78,6 @@ class Conformal:
         was answered by the model of the other folds. Raises InvalidConfig for another method or levels
         outside of (0, 1), InvalidShape for other numbers of rows.
         """
-        if method not in GUARANTEES:
-            raise InvalidConfig("method", method, f"one of {', '.join(GUARANTEES)}")
         scores = misses(outputs, targets, task)
         thresholds = tuple(threshold(scores, patients, level) for level in levels)
         return cls(task, method, len(set(patients)), tuple(levels), thresholds)

@@ -139,7 +139,7 @@ def with_distance(look: Look, head: LinearHead, features: Float64[Array, " p"]) 
 def refuse_other(tensors: Mapping[str, Array], manifest: Mapping[str, Any], schema: int) -> None:
     """Raise InvalidShape for a model of another schema, and for tensors of another model."""
     if manifest.get("schema") != schema:
-        raise InvalidShape(f"a model of schema {manifest.get('schema')}, not {schema}: train it again")
+        raise InvalidShape(f"a model of schema {manifest.get('schema')}, not {schema}")
     refuse_mixed(tensors, manifest, "the model")
 
 

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from support.cohorts import School
 
+from models.errors import SourceFailed
 from models.learning.preparation import Preparation, PreparationConfig
+from models.regressors import dense
+from models.regressors.trains import intensities
 from storage.records import VolumeRecord
 from storage.volume import Volume
 from workers import scans as module
@@ -22,7 +25,7 @@ def opened(school: School, number: int) -> tuple[VolumeRecord, Volume]:
 def test_a_held_scan_gives_the_bits_of_the_prepared_one(
     school: School, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SLAB", 7)
+    monkeypatch.setattr(dense, "SLAB", 7)
     record, volume = opened(school, 0)
     with Readers(1 << 20, "threads") as readers:
         raw = raw_scan(StoredScan(record, volume, readers), volume.stored)
@@ -33,6 +36,27 @@ def test_a_held_scan_gives_the_bits_of_the_prepared_one(
             assert np.array_equal(held.cubes(origins, size), prepared.cubes(origins, size))
     assert (held.shape, held.channels) == (prepared.shape, 1)
     assert np.ptp(held.cubes(np.array([[100, 0, 0]]), 4)) == 0
+
+
+def test_a_held_scan_states_the_range_that_the_prepared_one_states(school: School) -> None:
+    """A train of its intensities then has a certificate, whether the cohort fitted into memory or not."""
+    record, volume = opened(school, 0)
+    with Readers(1 << 20, "threads") as readers:
+        raw = raw_scan(StoredScan(record, volume, readers), volume.stored)
+        prepared = Preparation.fit(PreparationConfig(clip=3.5), [raw]).apply(raw, 0)
+        seen = [intensities(scan) for scan in (prepared, HeldScan(prepared))]
+    assert [encoder.value_range for encoder in seen] == [(-3.5, 3.5)] * 2
+
+
+def test_a_held_scan_is_finite(school: School, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, volume = opened(school, 0)
+    with Readers(1 << 20, "threads") as readers:
+        raw = raw_scan(StoredScan(record, volume, readers), volume.stored)
+        prepared = Preparation.fit(PreparationConfig(), [raw]).apply(raw, 0)
+        broken = np.full((1, 1, *prepared.shape), np.nan, np.float32)
+        monkeypatch.setattr(prepared, "cubes", lambda origins, size: broken)
+        with pytest.raises(SourceFailed, match="slices 0 to 15: values that are not finite"):
+            HeldScan(prepared)
 
 
 def test_few_readers_are_open_at_once_and_none_at_the_end(

@@ -21,7 +21,7 @@ from storage.errors import UnusableModel
 from storage.jobs import Job, JobState
 from storage.tensors import packed, unpacked
 from workers.jobs.predict import verdict
-from workers.models import NOTICE, TrainedModel
+from workers.models import CURE, NOTICE, TrainedModel
 
 COVARIATES = {"age": 50.0, "sex": 1.0}
 TRUTH = 0.6
@@ -266,7 +266,7 @@ def saved(school: School, model: Job) -> bytes:
     [
         ({"schema": 2}, ["schema 2", "reads schema 1", "train it again", "0.1.0"]),
         ({"schema": None}, ["schema None", "train it again"]),
-        ({"regressor": "oracle"}, ["'oracle' is not known here", "voxel_ridge"]),
+        ({"regressor": "oracle"}, ["'oracle'", "known here, constant", "voxel_ridge"]),
         ({"settings": {"colour": "red"}}, ["colour", "train it again"]),
         ({"model": {"schema": 99}}, ["99", "train it again"]),
     ],
@@ -279,6 +279,61 @@ def test_a_model_of_another_version_says_so_with_the_cure(
         TrainedModel.load("job_1", packed(tensors, {**manifest, **change}), torch.device("cpu"))
     for word in ("job_1", *words):
         assert word in str(refusal.value)
+
+
+RECORD = {
+    "": ("schema", "notice", "regressor", "settings", "covariates", "scores"),
+    "task": ("kind", "classes"),
+    "target": ("name", "unit"),
+    "training": ("volumes", "table", "patients", "rows", "seed", "packages"),
+    "preparation": (
+        "config",
+        "shape",
+        "channels",
+        "canonical",
+        "spacing",
+        "least_spacing",
+        "modalities",
+        "scale",
+    ),
+    "conformal": ("task", "method", "patients", "levels"),
+    "model": ("schema", "features", "head", "digest"),
+}
+KEYS = [(part,) for part in RECORD if part] + [
+    (*([part] if part else []), name) for part, names in RECORD.items() for name in names
+]
+
+
+def record_without(manifest: dict[str, Any], key: tuple[str, ...]) -> tuple[dict[str, Any], Any]:
+    """A copy, in which the table that `key` is in lacks it, and that table."""
+    copied = json.loads(json.dumps(manifest))
+    table = copied
+    for name in key[:-1]:
+        table = table[name]
+    del table[key[-1]]
+    return copied, table
+
+
+@pytest.mark.parametrize("key", KEYS, ids=".".join)
+def test_a_damaged_record_is_no_model_and_the_cure_is_told_once(key: tuple[str, ...], saved: bytes) -> None:
+    tensors, manifest = unpacked(saved)
+    missing, _ = record_without(manifest, key)
+    other, table = record_without(manifest, key)
+    value = manifest[key[0]] if len(key) == 1 else manifest[key[0]][key[1]]
+    table[key[-1]] = 3.5 if isinstance(value, dict) else {"x": 1}
+    for broken in (missing, other):
+        with pytest.raises(UnusableModel) as refusal:
+            TrainedModel.load("job_1", packed(tensors, broken), torch.device("cpu"))
+        assert str(refusal.value).count("train it again") == 1
+        assert str(refusal.value).endswith(CURE)
+
+
+def test_a_record_that_is_no_table_is_no_model(saved: bytes) -> None:
+    tensors, manifest = unpacked(saved)
+    covariates: list[Any] = [{"name": "age", "least": 1}]
+    for broken in ([], "model", {**manifest, "covariates": covariates}, {**manifest, "scores": [1]}):
+        with pytest.raises(UnusableModel, match="train it again"):
+            TrainedModel.load("job_1", packed(tensors, broken), torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def test_what_is_no_file_of_a_model(saved: bytes) -> None:

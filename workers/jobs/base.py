@@ -14,6 +14,7 @@ from storage.errors import InvalidParameters
 from storage.jobs import Artifact, JobKind, Queue
 from storage.records import StoredVolume
 from workers.context import JobContext
+from workers.preparing import cohort_bytes
 from workers.schemas import pointer
 
 
@@ -103,6 +104,16 @@ class Kind(ABC, Generic[P]):
             needs_volume=self.needs_volume,
             internal=self.internal,
         )
+
+
+class CohortKind(Kind[P]):
+    """A kind whose jobs are about many volumes, none of them its own."""
+
+    needs_volume = False
+
+    def memory_bytes(self, context: JobContext, parameters: P) -> int:
+        """What any cohort takes; `run` asks again when it knows what scans are brought to."""
+        return cohort_bytes(context)
 
 
 AnyKind = Kind[Any]

@@ -15,9 +15,10 @@ from storage.jobs import Artifact, Progress
 from storage.volume import Volume
 from workers.context import JobContext
 from workers.jobs.base import Kind, Outcome, Parameters, Result
+from workers.jobs.reading import ReadResult, cache_bytes, reading_of, recorded
 from workers.memory import peak_bytes
 from workers.packages import versions
-from workers.scans import RecordedCubes, channels_of, chunks_of, intensities, level_bytes
+from workers.scans import RecordedCubes, channels_of, intensities
 from workers.schemas import choices, of_types
 
 CORES = "cores.safetensors"
@@ -73,8 +74,8 @@ class EmbedParameters(Parameters):
     seed: int = Field(0, ge=0, lt=1 << 63, description="of every random choice: same seed, same cores")
 
 
-class EmbedResult(Result):
-    """What was found, and what that took."""
+class EmbedResult(ReadResult):
+    """What was found, and what that took; the certificate's held-out cubes are among those read."""
 
     shape: list[int] = Field(description="voxels, (z, y, x)")
     channels: int
@@ -82,14 +83,7 @@ class EmbedResult(Result):
     samples: int = Field(description="tensor entries looked at in all sweeps, with repetition")
     unique_samples: int
     unique_cubes: int = Field(description="distinct cubes encoded in all sweeps, without the held-out ones")
-    cubes_read: int = Field(description="boxes read in all, the certificate's held-out ones among them")
     cube_size: int = Field(description="edge of a cube, in voxels")
-    share_read: float = Field(description="voxels in the union of all cubes over voxels of the volume")
-    chunks_read: int | None = Field(description="chunks decoded; null where a Dask cluster read them")
-    chunk_share_read: float | None = Field(
-        description="chunks decoded over chunks of level 0; above 1 when the cache was too small"
-    )
-    bytes_read: int | None = Field(description="compressed bytes fetched from the store")
     ranks: list[int] = Field(description="of the inner bonds")
     sampling: str = Field(description="what was looked at together: block or scalar")
     oversampling: float | None = Field(description="fibres over rank; null where ranks were found")
@@ -128,17 +122,13 @@ class Embed(Kind[EmbedParameters]):
         """What the method needs, the cache of decoded chunks, and the chunks in flight."""
         stored = context.stored
         needed = estimate(stored.grid.shape, channels_of(stored), config_of(parameters)).memory_bytes
-        return needed + min(context.settings.cache_bytes, level_bytes(stored))
+        return needed + cache_bytes(context)
 
     def run(self, context: JobContext, parameters: EmbedParameters) -> Outcome:
         """Embed the volume and write the cores. Raises CorruptVolume and all that `embed` raises."""
         began = time.perf_counter()
         volume = context.volume()
-        reader = volume.cube_reader(
-            cache_bytes=context.settings.cache_bytes, scheduler=context.settings.dask_scheduler
-        )
-        try:
-            source = RecordedCubes(reader)
+        with recorded(context, volume) as source:
             embedding = embed(
                 source,
                 config_of(parameters),
@@ -146,8 +136,6 @@ class Embed(Kind[EmbedParameters]):
                 device=context.device,
                 report=lambda phase, done, total: context.report(progress(phase, done, total)),
             )
-        finally:
-            reader.close()
         manifest = {**embedding.manifest(), "volume_digest": volume.stored.digest}
         cores = context.artifacts.write_tensors(CORES, embedding.tensors(), manifest)
         seconds = time.perf_counter() - began
@@ -172,9 +160,8 @@ def _result(
     cores: Artifact,
     seconds: float,
 ) -> EmbedResult:
-    stored, counts, config = volume.stored, source.reader.counts, embedding.config
+    stored, config = volume.stored, embedding.config
     given = not embedding.converged
-    local = context.settings.dask_scheduler == "threads"
     return EmbedResult(
         shape=list(stored.grid.shape),
         channels=source.channels,
@@ -182,12 +169,8 @@ def _result(
         samples=embedding.all_sweeps.samples,
         unique_samples=embedding.all_sweeps.unique_samples,
         unique_cubes=embedding.all_sweeps.unique_cubes,
-        cubes_read=counts.cubes,
         cube_size=cube_size(source.channels, config),
-        share_read=source.covered_voxels() / stored.grid.voxels,
-        chunks_read=counts.chunks if local else None,
-        chunk_share_read=counts.chunks / chunks_of(stored) if local else None,
-        bytes_read=counts.bytes if local else None,
+        **reading_of(context, volume, source),
         ranks=list(embedding.ranks),
         sampling=config.sampling,
         oversampling=config.oversampling if given else None,

@@ -20,7 +20,7 @@ from storage.jobs import Artifact, Progress, Queue
 from workers.answers import CSV, answers_csv
 from workers.cohorts import MOST_ROWS, Row, Table, truth_table
 from workers.context import JobContext
-from workers.jobs.base import Kind, Outcome, Parameters, Result, Warned
+from workers.jobs.base import CohortKind, Outcome, Parameters, Result, Warned
 from workers.judgement import calibration, coverage, figure
 from workers.memory import peak_bytes
 from workers.models import NOTICE, TrainedModel, trained_model
@@ -29,7 +29,6 @@ from workers.preparing import prepared
 from workers.scans import Readers
 
 ERRORS = "errors.csv"
-BASE_BYTES = 256 << 20
 
 
 class EvaluateParameters(Parameters):
@@ -96,7 +95,7 @@ class EvaluateResult(Result):
     device: str
 
 
-class Evaluate(Kind[EvaluateParameters]):
+class Evaluate(CohortKind[EvaluateParameters]):
     """Asks a model about rows whose targets are known."""
 
     name = "evaluate"
@@ -107,25 +106,21 @@ class Evaluate(Kind[EvaluateParameters]):
         "the model's own intervals hold the truth, and a warning where it has seen a patient before."
     )
     queue = Queue.BATCH
-    needs_volume = False
     parameters = EvaluateParameters
     result: ClassVar[type[Result]] = EvaluateResult
 
-    def memory_bytes(self, context: JobContext, parameters: EvaluateParameters) -> int:
-        """What any evaluation takes, and the cache of decoded chunks."""
-        return BASE_BYTES + context.settings.cache_bytes
-
     def run(self, context: JobContext, parameters: EvaluateParameters) -> Outcome:
         """Evaluate. Raises UnusableModel, CorruptArtifact, InvalidCohort and CohortNotReady before any scan
-        is opened; CorruptVolume, ModelError.
+        is opened, OverBudget before one is read; CorruptVolume, ModelError.
         """
         began = time.perf_counter()
-        trained, digest = trained_model(context, parameters.model)
+        found = trained_model(context, parameters.model)
+        trained = found.trained
         table = truth_table(parameters.rows, trained.task, trained.names, context.find_volume)
         settings = context.settings
         with Readers(settings.cache_bytes, settings.dask_scheduler) as readers:
             scans = prepared(
-                context, table.records, lambda raw: trained.preparation, trained.training.seed, readers
+                context, table, found.takes, lambda raw: trained.preparation, trained.training.seed, readers
             )
             inputs = table.cohort(scans.scans).inputs
             outputs = _answers(context, trained, inputs)
@@ -133,8 +128,8 @@ class Evaluate(Kind[EvaluateParameters]):
         result = EvaluateResult(
             notice=NOTICE,
             model=parameters.model,
-            model_digest=digest,
-            regressor=trained.regressor,
+            model_digest=found.sha256,
+            regressor=trained.recipe.name,
             target_name=trained.target_name,
             target_unit=trained.target_unit,
             rows=len(table),

@@ -23,14 +23,15 @@ from storage.jobs import Artifact, Progress, Queue
 from storage.volume import Volume
 from workers.context import JobContext
 from workers.jobs.base import Kind, Outcome, Parameters, Result, Warned
-from workers.memory import peak_bytes
-from workers.models import NOTICE, TrainedModel, trained_model
+from workers.jobs.reading import ReadResult, cache_bytes, reading_of, recorded
+from workers.memory import BASE_BYTES, peak_bytes
+from workers.models import NOTICE, Found, TrainedModel, trained_model
 from workers.packages import versions
 from workers.pictures import Cubes, saliency_png
-from workers.scans import RecordedCubes, chunks_of, level_bytes, raw_scan
+from workers.preparing import extent_of, refuse_greedy
+from workers.scans import RecordedCubes, raw_scan
 
 SALIENCY, PICTURE = "saliency.json", "saliency.png"
-BASE_BYTES = 256 << 20
 UNUSUAL = 95.0
 """A percentile of distances among the training's scans from which a scan is called unusual."""
 
@@ -65,7 +66,7 @@ class Probability(Result):
     sets: list[float]
 
 
-class PredictResult(Result):
+class PredictResult(ReadResult):
     """The answer, and how far to trust it."""
 
     notice: str
@@ -83,11 +84,6 @@ class PredictResult(Result):
     certificate: dict[str, Any] | None = Field(description="error of the approximation that was read")
     warnings: list[Warned]
     voxels: int = Field(description="distinct voxels whose features were used")
-    cubes_read: int
-    share_read: float = Field(description="voxels that were read over voxels of the volume")
-    chunks_read: int | None = Field(description="chunks decoded; null where a Dask cluster read them")
-    chunk_share_read: float | None
-    bytes_read: int | None = Field(description="compressed bytes fetched from the store")
     seconds: float
     peak_memory_bytes: int
     model: str = Field(description="the id of the train job")
@@ -114,30 +110,29 @@ class Predict(Kind[PredictParameters]):
     result: ClassVar[type[Result]] = PredictResult
 
     def memory_bytes(self, context: JobContext, parameters: PredictParameters) -> int:
-        """What any prediction takes, and the cache of decoded chunks."""
-        return BASE_BYTES + min(context.settings.cache_bytes, level_bytes(context.stored))
+        """What any prediction takes, and the cache of decoded chunks; `run` asks again, with the model."""
+        return BASE_BYTES + cache_bytes(context)
 
     def run(self, context: JobContext, parameters: PredictParameters) -> Outcome:
-        """Predict. Raises UnusableModel, CorruptArtifact and InvalidParameters before the scan is opened;
-        CorruptVolume, ModelError.
+        """Predict. Raises UnusableModel, CorruptArtifact and InvalidParameters before the scan is opened,
+        OverBudget before it is read; CorruptVolume, ModelError.
         """
         began = time.perf_counter()
-        trained, digest = trained_model(context, parameters.model)
+        found = trained_model(context, parameters.model)
+        trained = found.trained
         covariates = trained.row(parameters.covariates)
         volume = context.volume()
-        settings = context.settings
-        reader = volume.cube_reader(cache_bytes=settings.cache_bytes, scheduler=settings.dask_scheduler)
-        try:
-            read = RecordedCubes(reader)
+        with recorded(context, volume) as read:
+            raw = raw_scan(read, volume.stored)
+            extent = extent_of(trained.preparation, [raw], rows=1, covariates=len(covariates))
+            refuse_greedy(context, self.memory_bytes(context, parameters), extent, found.takes(extent))
             context.report(Progress("preparing"))
-            scan = trained.preparation.apply(raw_scan(read, volume.stored), trained.training.seed)
+            scan = trained.preparation.apply(raw, trained.training.seed)
             context.report(Progress("reading"))
             asked = _ask(trained, scan, covariates)
-        finally:
-            reader.close()
         context.report(Progress("drawing"))
         artifacts = _write(context, volume, scan, asked)
-        result = _result(context, parameters, trained, digest, volume, read, asked, began)
+        result = _result(context, parameters, found, volume, read, asked, began)
         return Outcome(result, artifacts)
 
 
@@ -208,15 +203,13 @@ def _document(volume: Volume, saliency: Saliency, cubes: Cubes) -> dict[str, Any
 def _result(
     context: JobContext,
     parameters: PredictParameters,
-    trained: TrainedModel,
-    digest: str,
+    found: Found,
     volume: Volume,
     read: RecordedCubes,
     asked: _Asked,
     began: float,
 ) -> PredictResult:
-    look, counts, stored = asked.look, read.reader.counts, volume.stored
-    local = context.settings.dask_scheduler == "threads"
+    trained, look = found.trained, asked.look
     return PredictResult(
         notice=NOTICE,
         target_name=trained.target_name,
@@ -229,17 +222,13 @@ def _result(
         certificate=look.certificate,
         warnings=Warned.all(asked.caveats),
         voxels=look.voxels,
-        cubes_read=counts.cubes,
-        share_read=read.covered_voxels() / stored.grid.voxels,
-        chunks_read=counts.chunks if local else None,
-        chunk_share_read=counts.chunks / chunks_of(stored) if local else None,
-        bytes_read=counts.bytes if local else None,
+        **reading_of(context, volume, read),
         seconds=time.perf_counter() - began,
         peak_memory_bytes=peak_bytes(),
         model=parameters.model,
-        model_digest=digest,
-        regressor=trained.regressor,
-        volume_digest=stored.digest,
+        model_digest=found.sha256,
+        regressor=trained.recipe.name,
+        volume_digest=volume.stored.digest,
         covariates=dict(parameters.covariates),
         packages=versions(),
         device=context.device,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ from models.learning.preparation import Caveat, Preparation, PreparationConfig
 from models.learning.selection import AUTO
 from models.learning.task import TASK_KINDS, Task
 from models.regressors import REGRESSORS
-from models.regressors.base import Regressor
+from models.regressors.base import Extent, Regressor
 from models.regressors.settings import settings_of
 from models.types import Int64
 from storage.artifacts import ArtifactWriter
@@ -28,7 +28,7 @@ from storage.jobs import Artifact, Queue
 from workers.answers import CSV, answers_csv
 from workers.cohorts import MOST_ROWS, Row, Table, training_table
 from workers.context import JobContext
-from workers.jobs.base import Kind, Outcome, Parameters, Result, Warned
+from workers.jobs.base import CohortKind, Outcome, Parameters, Result, Warned
 from workers.learning import BASELINES, Learning, learn
 from workers.memory import peak_bytes
 from workers.models import MODEL, NOTICE, TRAIN, TrainedModel, Training, covariates_of
@@ -42,7 +42,6 @@ METRICS, PREDICTIONS = "metrics.json", "predictions.csv"
 SLOW = ("tt_mlp", "resnet3d")
 """Networks that take far longer than the others on a CPU: `auto` tries them where they are named."""
 AUTOMATIC = [name for name in REGRESSORS if name not in SLOW]
-BASE_BYTES = 256 << 20
 
 
 class TrainParameters(Parameters):
@@ -134,7 +133,7 @@ class TrainResult(Result):
     device: str
 
 
-class Train(Kind[TrainParameters]):
+class Train(CohortKind[TrainParameters]):
     """Cross-validates, chooses, fits on everything, and calibrates."""
 
     name = TRAIN
@@ -145,17 +144,12 @@ class Train(Kind[TrainParameters]):
         "honest baselines, and keeps the chosen one, fitted to all rows, with calibrated intervals."
     )
     queue = Queue.TRAIN
-    needs_volume = False
     parameters = TrainParameters
     result: ClassVar[type[Result]] = TrainResult
 
-    def memory_bytes(self, context: JobContext, parameters: TrainParameters) -> int:
-        """What any training takes, and the cache of decoded chunks."""
-        return BASE_BYTES + context.settings.cache_bytes
-
     def run(self, context: JobContext, parameters: TrainParameters) -> Outcome:
-        """Train. Raises InvalidParameters, InvalidCohort and CohortNotReady before any scan is opened;
-        CorruptVolume, ModelError.
+        """Train. Raises InvalidParameters, InvalidCohort and CohortNotReady before any scan is opened,
+        OverBudget before one is read; CorruptVolume, ModelError.
         """
         began = time.perf_counter()
         recipes, config = recipes_of(parameters), _preparation(parameters)
@@ -164,7 +158,7 @@ class Train(Kind[TrainParameters]):
         decide = partial(Preparation.fit, config)
         settings = context.settings
         with Readers(settings.cache_bytes, settings.dask_scheduler) as readers:
-            scans = prepared(context, table.records, decide, parameters.seed, readers)
+            scans = prepared(context, table, partial(_taken, recipes), decide, parameters.seed, readers)
             named = None if parameters.regressor == AUTO else parameters.regressor
             learning = learn(context, table.cohort(scans.scans), recipes, terms, named)
         made = _Made(parameters, table, terms, scans, learning)
@@ -193,6 +187,11 @@ def recipes_of(parameters: TrainParameters) -> dict[str, Regressor]:
     if problems:
         raise InvalidParameters(problems)
     return {name: recipe for name, recipe in made.items() if covariates or name != "tabular"}
+
+
+def _taken(recipes: Mapping[str, Regressor], extent: Extent) -> dict[str, int]:
+    """The memory that each recipe takes, by name."""
+    return {name: recipe.training_bytes(extent) for name, recipe in recipes.items()}
 
 
 def _unknown(where: str, names: Iterable[str]) -> list[tuple[str, str]]:
@@ -304,8 +303,7 @@ class _Made:
     def _trained(self) -> TrainedModel:
         parameters, table, chosen = self.parameters, self.table, self.learning.chosen
         return TrainedModel(
-            regressor=chosen.name,
-            settings=settings_of(chosen.recipe),
+            recipe=chosen.recipe,
             task=table.task,
             model=self.learning.model,
             preparation=self.scans.preparation,
