@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "numpy", "zarr", "tomotrain")
+from workers.packages import versions
+
 UNKNOWN = "unknown"
 ROOT = Path(__file__).parent.parent
 
@@ -21,7 +20,7 @@ def provenance() -> dict[str, Any]:
     """As JSON. Ask before a run starts: what is changed while it lasts is not in it."""
     return {
         **commit(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -52,10 +51,3 @@ def _git(root: Path, arguments: Sequence[str]) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return UNKNOWN
