@@ -234,7 +234,7 @@ class Family:
 
 
 TT = FibreReadoutConfig(FibreConfig(layout="tt", rank=10), counts=(10,), poolings=(2,))
-ALONE = {"cpic": ("principal 10", "moments 2"), "cpic TT": ("moments 2",)}
+ALONE = {"cpic": ("principal 10", "kernel", "moments 2"), "cpic TT": ("kernel", "moments 2")}
 """Blocks of features that are reported by themselves."""
 
 
@@ -383,7 +383,9 @@ def _asked(readout: Readout, cohort: Cohort) -> tuple[Float64[Array, "s p"], Fac
     return features, {"predict_s": read_s, "voxels": float(np.mean([len(look.voxels) for look in looks]))}
 
 
-def _head(rows: Float64[Array, "s p"], training: Cohort, seed: int) -> LinearHead:
+def _head(
+    rows: Float64[Array, "s p"], training: Cohort, seed: int, *, proportional: bool = False
+) -> LinearHead:
     """Of features of scans."""
     inputs = training.inputs
     return LinearHead.fit(
@@ -392,6 +394,7 @@ def _head(rows: Float64[Array, "s p"], training: Cohort, seed: int) -> LinearHea
         training.row_patients,
         TASK,
         free=inputs.covariates,
+        proportional=proportional,
         seed=seed,
     )
 
@@ -400,7 +403,9 @@ def _only(
     model: CpicModel, block: str, seen: Float64[Array, "s p"], training: Cohort, seed: int
 ) -> CpicModel:
     """The model with the head of one block."""
-    return replace(model, head=_head(seen[:, model.readout.blocks[block]], training, seed), block=block)
+    readout = model.readout
+    rows, proportional = seen[:, readout.blocks[block]], block in readout.proportional
+    return replace(model, head=_head(rows, training, seed, proportional=proportional), block=block)
 
 
 def _answers(model: CpicModel, features: Float64[Array, "s p"], test: Cohort) -> Float64[Array, "m o"]:
