@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from models.learning.cohort import Cohort
 from models.learning.conformal import Conformal
 from models.learning.preparation import Caveat
 from models.learning.selection import Selection, auto
 from models.regressors.base import Model, Regressor
+from models.regressors.settings import settings_of
 from models.training import Watch
 from storage.jobs import Progress
 from workers.context import JobContext
+from workers.packages import program
 from workers.trials import Terms, Trial, Trials, learning_of, told_apart, tried
 
 BASELINES = ("constant", "tabular")
@@ -70,13 +75,15 @@ def learn(
 ) -> Learning:
     """The model of the recipe that was named, or of the simplest that none of the others beats.
 
-    Goes on from the job's checkpoints. Raises what the recipe raises, JobCancelled and LeaseLost.
+    Goes on from the job's checkpoints, where they are of this program. Raises what the recipe raises,
+    JobCancelled and LeaseLost.
     """
 
     def report(phase: str, done: int, total: int | None) -> None:
         context.report(Progress(phase, done, total))
 
-    checkpoints, patients = context.checkpoints, cohort.row_patients
+    checkpoints = context.checkpoints.meant_for(purpose(context.job.parameters, recipes, terms))
+    patients = cohort.row_patients
     trials = tried(recipes, cohort, terms, Watch(report, checkpoints), needed=named)
     losses = {name: trial.validation.losses for name, trial in trials.made.items()}
     selection = auto(losses, patients, seed=terms.seed)
@@ -86,3 +93,17 @@ def learn(
     watch = Watch(told_apart(report, f"{chosen.name}, all rows"), checkpoints.part("all-rows"))
     model = chosen.recipe.fit(cohort, terms.task, seed=terms.seed, device=terms.device, watch=watch)
     return Learning(trials, selection, chosen, conformal, model)
+
+
+def purpose(parameters: Mapping[str, Any], recipes: Mapping[str, Regressor], terms: Terms) -> str:
+    """All that checkpoints depend on, as a digest: the program, the recipes, the terms, and the job's
+    parameters with its table.
+    """
+    said = {
+        "program": program(),
+        "recipes": {name: settings_of(recipe) for name, recipe in recipes.items()},
+        "folds": terms.folds.tolist(),
+        "seed": terms.seed,
+        "parameters": parameters,
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -98,6 +98,23 @@ def test_a_damaged_one_is_not_used_and_the_log_says_so(
     assert kept.load() is not None
 
 
+def test_one_for_another_purpose_is_not_used_and_is_replaced(
+    kept: Checkpoints, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = kept.meant_for("version 1").part("fold-0")
+    before.save(TENSORS, MANIFEST)
+    now = Checkpoints(kept.folder, 2).meant_for("version 2").part("fold-0")
+    with caplog.at_level(logging.WARNING):
+        assert now.load() is None
+        assert kept.part("fold-0").load() is None
+    assert "another version" in caplog.text
+    assert "damaged" not in caplog.text
+    assert before.load() is not None
+    now.save({}, {"number": 7})
+    assert (now.load() or ({}, {}))[1] == {"number": 7}
+    assert before.load() is None
+
+
 def test_an_unfinished_write_leaves_the_one_before(kept: Checkpoints) -> None:
     kept.save(TENSORS, MANIFEST)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
