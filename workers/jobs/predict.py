@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -34,6 +35,8 @@ from workers.scans import RecordedCubes, raw_scan
 SALIENCY, PICTURE = "saliency.json", "saliency.png"
 UNUSUAL = 95.0
 """A percentile of distances among the training's scans from which a scan is called unusual."""
+UNJUDGED = {"covariate-outside", "modality-other", "spacing-far"}
+"""Caveats of what a model has not learnt from, and its distance does not measure."""
 
 
 class PredictParameters(Parameters):
@@ -144,6 +147,11 @@ class _Asked:
     look: Look
     caveats: tuple[Caveat, ...]
 
+    @property
+    def verdict(self) -> str:
+        """How far to trust the answer, in plain words."""
+        return verdict(self.look.distance_percentile, self.caveats)
+
 
 def _ask(trained: TrainedModel, scan: PreparedScan, covariates: Float64[Array, " t"]) -> _Asked:
     """The model's word on one scan."""
@@ -160,14 +168,16 @@ def _of_distance(look: Look) -> list[Caveat]:
     return [Caveat("unlike-training", verdict(look.distance_percentile))]
 
 
-def verdict(percentile: float | None) -> str:
-    """How unlike the training's scans a scan is, in plain words."""
+def verdict(percentile: float | None, caveats: Sequence[Caveat] = ()) -> str:
+    """How unlike the training's scans a scan is, in plain words; no "yes" beside an `UNJUDGED` caveat."""
     if percentile is None:
         return "not known: this model measures no distance"
     if percentile >= 100:
         return "no: farther from the training's scans than any of them; do not rely on the answer"
     if percentile >= UNUSUAL:
         return f"hardly: farther from the training's scans than {percentile:.0f} % of them"
+    if not UNJUDGED.isdisjoint(caveat.code for caveat in caveats):
+        return "not judged: see the warnings"
     return f"yes: closer to the training's scans than {100 - percentile:.0f} % of them"
 
 
@@ -218,7 +228,7 @@ def _result(
         guarantee=trained.conformal.to_json()["guarantee"],
         distance=look.distance,
         distance_percentile=look.distance_percentile,
-        verdict=verdict(look.distance_percentile),
+        verdict=asked.verdict,
         certificate=look.certificate,
         warnings=Warned.all(asked.caveats),
         voxels=look.voxels,
