@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from service.client import Client
 from service.packing import sendable
 from service.schemas import JobView, VolumeView
+from service.terminal import words
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class Watcher:
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("{task.description:<8}"),
+            TextColumn("{task.description:<8}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[counts]}"),
+            TextColumn("{task.fields[counts]}", markup=False),
             TimeElapsedColumn(),
             console=console,
         )
@@ -68,7 +69,7 @@ class Watcher:
     def _show(self, name: str, done: float, total: float | None, counts: str) -> None:
         if name not in self._rows:
             self._rows[name] = self._progress.add_task(name, total=None, counts="")
-        self._progress.update(self._rows[name], completed=done, total=total, counts=counts)
+        self._progress.update(self._rows[name], completed=done, total=total, counts=words(counts).plain)
 
 
 def analyze_scan(client: Client, scan: Path, parameters: dict[str, Any], watcher: Watcher) -> Found:

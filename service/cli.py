@@ -21,6 +21,7 @@ from service.commands.train import train
 from service.commands.up import up
 from service.packing import NothingToSend
 from service.stack import StackError
+from service.terminal import words
 
 BAD_INPUT, FAILED = 2, 1
 
@@ -63,5 +64,5 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _end(message: str, status: int) -> NoReturn:
-    print(f"tomotrain: {' '.join(message.split())}", file=sys.stderr)
+    print(f"tomotrain: {words(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(status)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from rich.table import Table
 
 from service.schemas import JobView
+from service.terminal import pairs, words
 
 METRICS = {
     "rmse": "RMSE",
@@ -25,7 +25,7 @@ METRICS = {
 def training_tables(job: JobView) -> list[Table]:
     """What was trained, and how it did against what else was tried."""
     result = job.result or {}
-    return [_pairs(f"Model {job.id}", training_rows(result)), _compared(result)]
+    return [pairs(f"Model {job.id}", training_rows(result)), _compared(result)]
 
 
 def training_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -46,7 +46,7 @@ def training_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 def prediction_table(job: JobView) -> Table:
     """An answer, and how far to trust it."""
-    return _pairs(f"Prediction {job.id}", prediction_rows(job.result or {}))
+    return pairs(f"Prediction {job.id}", prediction_rows(job.result or {}))
 
 
 def prediction_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -77,16 +77,7 @@ def evaluation_tables(job: JobView) -> list[Table]:
         *(("careful", warning["text"]) for warning in result["warnings"]),
         ("notice", result["notice"]),
     ]
-    return [_pairs(f"Evaluation {job.id}", rows)]
-
-
-def _pairs(title: str, rows: Iterable[tuple[str, str]]) -> Table:
-    shown = Table(title=title, title_justify="left", show_header=False, expand=False)
-    shown.add_column(style="bold", no_wrap=True)
-    shown.add_column(overflow="fold")
-    for name, value in rows:
-        shown.add_row(name, value)
-    return shown
+    return [pairs(f"Evaluation {job.id}", rows)]
 
 
 def _compared(result: dict[str, Any]) -> Table:
@@ -99,7 +90,7 @@ def _compared(result: dict[str, Any]) -> Table:
     for name in names:
         shown.add_column(METRICS[name], justify="right")
     for each in tried:
-        shown.add_row(each["regressor"], *(_metric(each["metrics"].get(name)) for name in names))
+        shown.add_row(words(each["regressor"]), *(_metric(each["metrics"].get(name)) for name in names))
     return shown
 
 

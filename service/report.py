@@ -8,6 +8,7 @@ from rich.table import Table
 
 from service.analysis import Found
 from service.schemas import VolumeView
+from service.terminal import pairs
 
 
 def document(found: Found) -> dict[str, Any]:
@@ -21,12 +22,7 @@ def document(found: Found) -> dict[str, Any]:
 
 def table(found: Found) -> Table:
     """The numbers that matter, with their units."""
-    shown = Table(title=found.volume.name, title_justify="left", show_header=False, expand=False)
-    shown.add_column(style="bold", no_wrap=True)
-    shown.add_column(overflow="fold")
-    for name, value in rows(found):
-        shown.add_row(name, value)
-    return shown
+    return pairs(found.volume.name, rows(found))
 
 
 def rows(found: Found) -> list[tuple[str, str]]:

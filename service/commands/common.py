@@ -13,6 +13,7 @@ from rich.console import Console
 from service.client import Client
 from service.settings import ServiceSettings
 from service.stack import Stack
+from service.terminal import words
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
 
@@ -65,7 +66,7 @@ def _service(url: str | None) -> Iterator[str]:
         yield default
     else:
         root = data_root(None)
-        errors.print(f"Nothing runs at {default}: starting a stack on {root} for this time.", highlight=False)
+        errors.print(words(f"Nothing runs at {default}: starting a stack on {root} for this time."))
         with embedded(root) as address:
             yield address
 

@@ -9,6 +9,7 @@ import typer
 
 from service.commands.common import DEFAULT_HOST, DEFAULT_PORT, DataRoot, data_root, errors
 from service.stack import LOOPBACK, Stack
+from service.terminal import words
 
 
 def up(
@@ -21,9 +22,9 @@ def up(
     """Run the embedded stack, until Ctrl-C: broker, workers, API and dashboard."""
     folder = data_root(root)
     if host not in LOOPBACK:
-        errors.print(f"Careful: {host} can be reached by others, and nobody is asked for a password.")
+        errors.print(words(f"Careful: {host} can be reached by others, and nobody is asked for a password."))
     with ExitStack() as cleanup:
         with errors.status("Starting broker, workers and API"):
             stack = cleanup.enter_context(Stack(folder, host=host, port=port))
-        errors.print(f"Ready: {stack.url} (data in {folder}; Ctrl-C stops it)", highlight=False)
+        errors.print(words(f"Ready: {stack.url} (data in {folder}; Ctrl-C stops it)"))
         stack.wait()

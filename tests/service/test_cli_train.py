@@ -350,4 +350,4 @@ def test_reports_of_classes() -> None:
     assert rows["age"] == "ill"
     assert rows["probability of ill"] == "75.0%"
     (shown,) = evaluation_tables(JobView.model_construct(id="job_2", result=RESULTS["evaluate"]))
-    assert shown.title == "Evaluation job_2"
+    assert str(shown.title) == "Evaluation job_2"
