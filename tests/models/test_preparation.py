@@ -254,7 +254,7 @@ def test_voxels_of_another_unit_are_refused_with_both_spacings_and_the_scan() ->
     ]
     for unit in (1e-3, 1e3, 1e-300, 1e300):
         odd = scan_of(noise(8, 8, 8), spacing=(3.0, 2.0 * unit, 2.0), name="odd.nii")
-        told = rf"odd\.nii has voxels of 3 x {2 * unit:.3g} x 2 mm .* 3 x 2 x 2 mm.*is the unit right"
+        told = rf"odd\.nii has voxels of 3 x {2 * unit:.4g} x 2 mm .* 3 x 2 x 2 mm.*is the unit right"
         for preparation in preparations:
             with pytest.raises(InvalidShape, match=told.replace("+", r"\+")):
                 preparation.apply(odd, 0)

@@ -97,7 +97,7 @@ def test_a_scan_in_another_unit_is_refused_by_every_kind(school: School, unit: f
     ):
         error = job.error or {}
         assert error["code"] == "invalid-shape"
-        spacing = f"{3 * unit:.3g} x {2 * unit:.3g} x {2 * unit:.3g} mm"
+        spacing = f"{3 * unit:.4g} x {2 * unit:.4g} x {2 * unit:.4g} mm"
         assert error["detail"].startswith(f"{named} has voxels of {spacing}")
         assert "3 x 2 x 2 mm" in error["detail"]
         assert "is the unit right?" in error["detail"]

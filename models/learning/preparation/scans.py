@@ -171,7 +171,7 @@ class Placed:
 
 def in_mm(spacing: Spacing) -> str:
     """In words."""
-    return " x ".join(f"{size:.3g}" for size in spacing) + " mm"
+    return " x ".join(f"{size:.4g}" for size in spacing) + " mm"
 
 
 def triple(values: Float64[Array, " 3"]) -> Spacing:
