@@ -17,6 +17,7 @@ from service.commands.common import BadOption
 from service.commands.demo import demo
 from service.commands.evaluate import evaluate
 from service.commands.predict import predict
+from service.commands.recipes import recipes
 from service.commands.train import train
 from service.commands.up import up
 from service.packing import NothingToSend
@@ -28,6 +29,7 @@ BAD_INPUT, FAILED = 2, 1
 COMMANDS = (
     (up, "Run broker, workers, API and dashboard until Ctrl-C."),
     (analyze, "Send a scan and print what was found."),
+    (recipes, "List what a model can be made by, with all settings."),
     (train, "Make a model of a cohort and print what it is worth."),
     (predict, "Ask a model about a scan."),
     (evaluate, "Judge a model on scans whose answers are known."),

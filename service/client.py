@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import JsonValue
 
-from service.schemas import Accepted, JobView, Problem, VolumePage, VolumeView
+from service.schemas import Accepted, JobView, KindList, KindView, Problem, VolumePage, VolumeView
 from storage.records import VolumeState
 
 PIECE_BYTES = 1 << 20
@@ -95,6 +95,10 @@ class Client:
     def volume(self, volume_id: str) -> VolumeView:
         """One volume."""
         return VolumeView.model_validate_json(self._request("GET", f"/v1/volumes/{volume_id}").content)
+
+    def kinds(self) -> list[KindView]:
+        """What workers have announced that they can do."""
+        return KindList.model_validate_json(self._request("GET", "/v1/kinds").content).kinds
 
     def job(self, job_id: str) -> JobView:
         """One job."""

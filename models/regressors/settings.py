@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from models.errors import InvalidConfig
 
 Recipe = TypeVar("Recipe")
+MODE, PAPER = "mode", "paper"
+
+
+@runtime_checkable
+class Published(Protocol):
+    """A kind of recipe that has the form of its paper too: the setting `MODE` is `PAPER` then."""
+
+    def paper(self) -> Any:
+        """That form."""
 
 
 def recipe_of(kind: type[Recipe], settings: Mapping[str, Any]) -> Recipe:
@@ -17,11 +26,26 @@ def recipe_of(kind: type[Recipe], settings: Mapping[str, Any]) -> Recipe:
     Raises InvalidConfig, naming the setting, for one that there is not, or of another type than its default.
     Defaults that are lists have a member.
     """
+    if MODE in settings and _is_published(kind):
+        return recipe_of(kind, _as_published(kind, settings))
     known = {field.name: _default(field) for field in fields(kind) if field.init}  # type: ignore[arg-type]
     for name, value in settings.items():
         if name not in known:
-            raise InvalidConfig(name, value, f"one of the settings {', '.join(known) or '(none)'}")
+            names = [*known, *([MODE] if _is_published(kind) else [])]
+            raise InvalidConfig(name, value, f"one of the settings {', '.join(names) or '(none)'}")
     return kind(**{name: _typed(name, value, known[name]) for name, value in settings.items()})
+
+
+def _is_published(kind: object) -> bool:
+    return isinstance(kind, Published)
+
+
+def _as_published(kind: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the paper's form, of which others change parts."""
+    if settings[MODE] != PAPER:
+        raise InvalidConfig(MODE, settings[MODE], f"{PAPER}, or left out")
+    others = {name: value for name, value in settings.items() if name != MODE}
+    return merged(settings_of(kind.paper()), others)
 
 
 def settings_of(recipe: Any) -> dict[str, Any]:

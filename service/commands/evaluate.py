@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from service.analysis import Watcher
+from service.client import Client
 from service.cohort_table import read_table
 from service.commands.columns import CategoryOption, Cohort, CovariatesOption, TargetOption, columns
 from service.commands.common import AsJson, Url, connected, errors
@@ -21,13 +23,13 @@ def evaluate(
     target: TargetOption = "target",
     covariates: CovariatesOption = None,
     category: CategoryOption = None,
-    classes: Annotated[bool, typer.Option("--classes", help="The target is the name of a class.")] = False,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a model about a CSV table of scans, and compare with what the table says."""
-    table = read_table(cohort, columns(target, covariates, category, classes=classes))
+    meant = columns(target, covariates, category)
     with connected(url) as client:
+        table = read_table(cohort, replace(meant, classes=tells_classes(client, model)))
         with Watcher(errors) as watcher:
             job = run_on_table(client, "evaluate", table, {"model": model}, watcher)
         if as_json:
@@ -35,3 +37,8 @@ def evaluate(
         else:
             for part in evaluation_tables(job):
                 Console().print(part)
+
+
+def tells_classes(client: Client, model: str) -> bool:
+    """Whether targets are names of classes: the model's training says so. Raises ServiceProblem for none."""
+    return client.job(model).parameters.get("task") == "classes"

@@ -20,7 +20,8 @@ from service.schemas import JobView
 def train(
     cohort: Cohort,
     regressor: Annotated[
-        str, typer.Option(help="Name of a recipe (/v1/kinds lists them), or auto: the simplest good one.")
+        str,
+        typer.Option(help="A recipe (tomotrain recipes lists them), or auto: the simplest good one."),
     ] = "auto",
     candidates: Annotated[
         str | None, typer.Option(help="What auto chooses among, NAME,NAME; by default the service's choice.")
@@ -31,10 +32,18 @@ def train(
     covariates: CovariatesOption = None,
     category: CategoryOption = None,
     setting: Annotated[
-        list[str] | None, typer.Option(help="A setting of the recipe, NAME=VALUE; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="A setting of the recipe, NAME=VALUE (tomotrain recipes lists them); with auto NAME is a "
+            "recipe's and VALUE a JSON table, as voxel_ridge='{\"grid\": 8}'; repeatable."
+        ),
     ] = None,
     preparation: Annotated[
-        list[str] | None, typer.Option(help="How scans are prepared, NAME=VALUE; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="How scans are prepared, NAME=VALUE, as grid=resample (tomotrain recipes lists them); "
+            "repeatable."
+        ),
     ] = None,
     folds: Annotated[int, typer.Option(help="Parts, split by patient; the table's column fold wins.")] = 5,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,

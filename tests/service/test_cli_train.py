@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -303,15 +303,70 @@ def test_predict_sends_the_scan_and_prints_the_answer(run: Run, classroom: House
     assert json.loads(again.stdout)["result"] == RESULTS["predict"]
 
 
+def trained(house: House, **parameters: Any) -> str:
+    """The id of a training that has succeeded."""
+    job = house.catalogue.submit("train", {"rows": [], **parameters})
+    house.finish(job.id, RESULTS["train"])
+    return job.id
+
+
+def test_evaluate_takes_targets_as_the_models_training_had_them(
+    run: Run, classroom: House, table: Path
+) -> None:
+    names, numbers = trained(classroom, task="classes"), trained(classroom, task="mean")
+    asked = ("--url", url_of(classroom), "--target", "sex", "--covariates", "weeks")
+    with working(classroom):
+        answer = run("evaluate", names, table, *asked)
+    assert answer.returncode == 0, answer.stderr
+    rows = submitted(classroom, "evaluate").parameters["rows"]
+    assert [row["target"] for row in rows] == ["M", "M", "F"]
+    assert_one_line(run("evaluate", numbers, table, *asked), "line 2, sex: 'M' is no finite number")
+    assert_one_line(run("evaluate", "job_0", table, *asked), "job_0")
+
+
+def test_recipes_are_listed_with_their_settings(run: Run, classroom: House) -> None:
+    told = {
+        "settings": {"examples": [{"constant": {}, "cpic": {"steps": 200, "readout": {"count": 4000}}}]},
+        "preparation": {"examples": [{"grid": "pad", "shape": None}]},
+    }
+    schema = {"type": "object", "properties": told}
+    classroom.catalogue.announce("other", [replace(kind("train"), parameters_schema=schema)], "cpu")
+    answer = run("recipes", "--url", url_of(classroom))
+    assert answer.returncode == 0, answer.stderr
+    words = words_of(answer.stdout)
+    for part in [
+        "--setting NAME=VALUE recipe setting default",
+        "constant (none)",
+        "cpic steps 200",
+        'readout {"count": 4000}',
+        '--preparation NAME=VALUE setting default grid "pad" shape null',
+    ]:
+        assert part in words
+    found = json.loads(run("recipes", "--url", url_of(classroom), "--json").stdout)
+    assert found == {name: part["examples"][0] for name, part in told.items()}
+
+
+def test_without_a_worker_that_trains_there_are_no_recipes(run: Run, house: House) -> None:
+    assert_one_line(run("recipes", "--url", url_of(house)), "no worker has announced that it trains")
+
+
+def test_help_says_where_settings_are_found(run: Run) -> None:
+    answer = run("train", "--help")
+    words = " ".join(answer.stdout.split())
+    assert words.count("tomotrain recipes") == 3
+    assert "with auto NAME is a recipe's and VALUE a JSON table" in words
+
+
 def test_evaluate_asks_about_the_whole_table(run: Run, classroom: House, table: Path) -> None:
+    model = trained(classroom)
     with working(classroom):
         answer = run(
-            *("evaluate", "job_1", table, "--url", url_of(classroom), "--target", "age"),
+            *("evaluate", model, table, "--url", url_of(classroom), "--target", "age"),
             *("--covariates", "weeks"),
         )
     assert answer.returncode == 0, answer.stderr
     parameters = submitted(classroom, "evaluate").parameters
-    assert parameters["model"] == "job_1"
+    assert parameters["model"] == model
     assert [row["target"] for row in parameters["rows"]] == [61, 62, 70]
     words = words_of(answer.stdout)
     for part in ["RMSE 4.25 (3.5 to 5)", "R2 -", "87.5% of the truths lie in the 90% interval", NOTICE]:

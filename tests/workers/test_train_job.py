@@ -484,6 +484,8 @@ def test_scans_of_other_numbers_of_channels(school: School) -> None:
             ["/candidates", "/settings"],
         ),
         ({"regressor": "auto", "settings": {"voxel_ridge": {"grid": 0}}}, ["/settings/voxel_ridge/grid"]),
+        ({"regressor": "auto", "settings": {"grid": 3, "cpic": 5}}, ["/settings", "/settings/cpic"]),
+        ({"regressor": "cpic", "settings": {"mode": "Paper"}}, ["/settings/mode"]),
         ({"preparation": {"grid": "round"}}, ["/preparation/grid"]),
         ({"preparation": {"shape": [0, 1, 2]}}, ["/preparation/shape"]),
         ({"folds": 15}, ["/folds"]),
@@ -497,6 +499,27 @@ def test_wrong_parameters_are_named(parameters: dict[str, Any], pointers: list[s
     assert job.error is not None
     assert (job.state, job.error["code"]) == (JobState.FAILED, "invalid-parameters")
     assert [where for where, _ in job.error["problems"]] == pointers
+
+
+def test_settings_for_auto_are_asked_for_as_tables(school: School) -> None:
+    job = school.train(regressor="auto", settings={"grid": 3, "cpic": 5})
+    assert job.error is not None
+    assert job.error["detail"].count('by the regressor\'s name, as {"voxel_ridge": {"grid": 8}}') == 2
+
+
+def test_settings_are_published_with_their_defaults() -> None:
+    """What the kind shows as an example is taken, and changes nothing."""
+    parts = Train().announcement().parameters_schema["properties"]
+    (settings,), (preparation,) = (parts[name]["examples"] for name in ("settings", "preparation"))
+    assert settings.keys() == REGRESSORS.keys()
+    assert settings["voxel_ridge"] == {"grid": 12}
+    for name, regressor in REGRESSORS.items():
+        assert regressor.from_settings(settings[name]) == regressor.from_settings({})
+    assert PreparationConfig.from_json(preparation) == PreparationConfig()
+    for word in ("pad", "resample", "robust", "fixed", "canonical"):
+        assert word in parts["preparation"]["description"]
+    asked = {"rows": [{"volume_id": "v", "patient": "p", "target": 1.0}], "settings": settings}
+    assert len(recipes_of(Train().parse(asked))) > 3
 
 
 def test_tabular_needs_covariates(school: School) -> None:

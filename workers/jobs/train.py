@@ -16,6 +16,7 @@ from models.errors import InvalidConfig
 from models.learning.folds import given_folds, patient_folds
 from models.learning.metrics import MLLL, Metric, metrics_of
 from models.learning.preparation import Caveat, Preparation, PreparationConfig
+from models.learning.preparation.config import GRIDS, INTENSITIES, ORIENTATIONS
 from models.learning.selection import AUTO
 from models.learning.task import TASK_KINDS, Task
 from models.regressors import REGRESSORS
@@ -44,6 +45,10 @@ SLOW = ("tt_mlp", "resnet3d")
 AUTOMATIC = [name for name in REGRESSORS if name not in SLOW]
 
 
+DEFAULTS: dict[str, Any] = {name: settings_of(kind.from_settings({})) for name, kind in REGRESSORS.items()}
+"""Every regressor's settings."""
+
+
 class TrainParameters(Parameters):
     """What to learn from what, and how."""
 
@@ -64,9 +69,18 @@ class TrainParameters(Parameters):
         json_schema_extra={"items": {"type": "string", **choices(REGRESSORS)}},
         description="what auto chooses among",
     )
-    settings: dict[str, Any] = Field({}, description="of the regressor; for auto by regressors' names")
+    settings: dict[str, Any] = Field(
+        {},
+        json_schema_extra={"examples": [DEFAULTS]},
+        description="of the regressor, by name; for auto a table of them by the regressor's name, as in the "
+        "example, which has all there are with their defaults. cpic takes mode = paper too",
+    )
     preparation: dict[str, Any] = Field(
-        {}, description="how scans are brought to one grid and one scale of intensities"
+        {},
+        json_schema_extra={"examples": [PreparationConfig().to_json()]},
+        description="how scans are brought to one grid and one scale of intensities; the example has all "
+        f"settings with their defaults. grid is one of {', '.join(GRIDS)}; intensity of "
+        f"{', '.join(INTENSITIES)}; orientation of {', '.join(ORIENTATIONS)}",
     )
     folds: int = Field(5, ge=2, le=20, description="parts, by patient; folds of the rows themselves win")
     seed: int = Field(0, ge=0, lt=1 << 63, description="of every random choice: same seed, same model")
@@ -170,9 +184,9 @@ def recipes_of(parameters: TrainParameters) -> dict[str, Regressor]:
     """What is tried, from simple to complex. Raises InvalidParameters, naming each name and setting."""
     automatic = parameters.regressor == AUTO
     wanted = parameters.candidates if automatic else [parameters.regressor]
-    settings = parameters.settings if automatic else {parameters.regressor: parameters.settings}
+    settings = _tables(parameters.settings) if automatic else {parameters.regressor: parameters.settings}
     problems = _unknown("candidates" if automatic else "regressor", wanted)
-    problems += _unknown("settings", parameters.settings) if automatic else []
+    problems += _no_tables(parameters.settings) if automatic else []
     covariates = any(row.covariates for row in parameters.rows)
     if parameters.regressor == "tabular" and not covariates:
         problems.append(("/regressor", "tabular learns from covariates, and no row has any; take constant"))
@@ -187,6 +201,19 @@ def recipes_of(parameters: TrainParameters) -> dict[str, Regressor]:
     if problems:
         raise InvalidParameters(problems)
     return {name: recipe for name, recipe in made.items() if covariates or name != "tabular"}
+
+
+def _tables(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings by the regressor's name, as far as they are that."""
+    return {name: table for name, table in settings.items() if isinstance(table, dict)}
+
+
+def _no_tables(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A problem for each that is no regressor's table of settings."""
+    cure = 'for auto, settings are tables by the regressor\'s name, as {"voxel_ridge": {"grid": 8}}'
+    others = [(where, f"{what}: {cure}") for where, what in _unknown("settings", settings)]
+    flat = [name for name in REGRESSORS if not isinstance(settings.get(name, {}), dict)]
+    return others + [(pointer("settings", name), f"{settings[name]!r} is no table: {cure}") for name in flat]
 
 
 def _taken(recipes: Mapping[str, Regressor], extent: Extent) -> dict[str, int]:
