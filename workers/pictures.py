@@ -1,8 +1,7 @@
 """Where an answer comes from, as a picture: three planes of the scan, with the sampled cubes drawn over them.
 
 The planes go through the most salient place and lie as radiologists expect them: the patient's right on the
-left, front and head above. Each reads its own chunks only, of a level coarse
-enough for the picture.
+left, front and head above. Each reads its own chunks only, of a level coarse enough for the picture.
 """
 
 from __future__ import annotations
