@@ -8,6 +8,7 @@ split of one's own. All other columns are covariates, and numbers.
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 SCAN, PATIENT, FOLD = "scan", "patient", "fold"
+FOLD_NUMBER = re.compile(r"[0-9]{1,9}")
 VOLUME_ID = re.compile(r"vol_[0-9a-f-]{36}")
 LARGEST_BYTES = 64 << 20
+LONGEST_CELL = 1000
+"""Characters of a cell: a path, a name or a number."""
 SHOWN = 12
 """So many problems of a table are told; the others are counted."""
 
@@ -103,6 +107,8 @@ def read_table(path: Path, columns: Columns) -> CohortTable:
             problems.append(f"line {line}: {len(cells)} cells, but the header has {len(header)}")
             continue
         by_name = dict(zip(header, cells, strict=True))
+        if not reader.short(by_name):
+            continue
         rows.append(
             TableRow(
                 line,
@@ -128,6 +134,13 @@ class _Line:
     def __init__(self, line: int, cells: Sequence[str], problems: list[str]) -> None:
         self._line, self._cells, self._problems = line, cells, problems
 
+    def short(self, cells: Mapping[str, str]) -> bool:
+        """Whether no cell is too long to be read."""
+        long = [name for name, cell in cells.items() if len(cell) > LONGEST_CELL]
+        for name in long:
+            self._complain(name, f"{len(cells[name]):,} characters; {LONGEST_CELL:,} at most")
+        return not long
+
     def text(self, name: str, cells: Mapping[str, str]) -> str:
         """A cell that must not be empty."""
         if not cells[name]:
@@ -152,8 +165,8 @@ class _Line:
 
     def fold(self, cells: Mapping[str, str]) -> int | None:
         """The number of a part."""
-        if not cells[FOLD].isdecimal():
-            self._complain(FOLD, f"{cells[FOLD]!r} is no number of a fold (0, 1, 2, ...)")
+        if not FOLD_NUMBER.fullmatch(cells[FOLD]):
+            self._complain(FOLD, f"{cells[FOLD]!r} is no number of a fold (0, 1, 2, ... 999999999)")
             return None
         return int(cells[FOLD])
 
@@ -181,8 +194,8 @@ def _split(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError:
         raise BadTable(path, ["not UTF-8; save it as CSV in UTF-8"]) from None
-    first = text.partition("\n")[0]
-    reader = csv.reader(text.splitlines(), delimiter=max(",;\t", key=first.count), strict=True)
+    first = re.split("[\r\n]", text, maxsplit=1)[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
     try:
         lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
     except csv.Error as error:
@@ -213,5 +226,13 @@ def _missing_files(table: CohortTable) -> list[str]:
     return [
         f"line {line}, {SCAN}: there is no {file}"
         for scan, line in sorted(table.lines_of_scans.items(), key=lambda item: item[1])
-        if scan and (file := table.file_of(scan)) is not None and not file.exists()
+        if scan and (file := table.file_of(scan)) is not None and not _is_there(file)
     ]
+
+
+def _is_there(file: Path) -> bool:
+    """Whether there is such a file; none has a name that is too long for the system."""
+    try:
+        return file.exists()
+    except OSError:
+        return False

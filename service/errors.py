@@ -73,6 +73,7 @@ MEANINGS: dict[str, Meaning] = {
     "non-finite": Meaning(422, "An array is not finite"),
     "non-finite-sample": Meaning(422, "A sampled value is not finite"),
     "over-budget": Meaning(422, "The job needs more memory than a worker may use"),
+    "out-of-memory": Meaning(422, "The job ran out of memory"),
     "source-failed": Meaning(500, "The voxels could not be read"),
     "model-error": Meaning(500, "The computation failed"),
     "invalid-cohort": Meaning(422, "Nothing can be learnt from this table"),

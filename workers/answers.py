@@ -17,6 +17,8 @@ from models.types import Array
 from workers.cohorts import Row
 
 CSV = "text/csv; charset=utf-8"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What spreadsheets take a text for a formula by, where a cell begins with it."""
 INTERVAL_COVERAGE = 0.9
 """Of the intervals beside the answers."""
 
@@ -30,7 +32,8 @@ def answers_csv(
 ) -> bytes:
     """One line per row: its scan, patient and target, the columns `more`, the answer and its interval.
 
-    Ends of intervals that patients are too few for are left empty.
+    Ends of intervals that patients are too few for are left empty. A text that a spreadsheet would reckon out
+    begins with an apostrophe.
     """
     names = {
         "mean": ["answer"],
@@ -47,5 +50,18 @@ def answers_csv(
     beside = zip(*more.values(), strict=True)
     for row, told, numbers in zip(rows, beside, np.hstack(columns).tolist(), strict=True):
         finite = [number if math.isfinite(number) else "" for number in numbers]
-        writer.writerow([row.volume_id, row.patient, row.target, *told, *finite])
+        writer.writerow([row.volume_id, _harmless(row.patient), _harmless(row.target), *told, *finite])
     return stream.getvalue().encode()
+
+
+def _harmless(cell: float | str) -> float | str:
+    """A cell that is no formula; numbers that are written as text are none."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) and not _is_number(cell) else cell
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

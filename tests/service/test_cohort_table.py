@@ -100,7 +100,7 @@ def test_everything_wrong_is_told_at_once_with_its_line(folder: Path) -> None:
         "--covariates",
         "line 4, scan: is empty",
         "line 4, target: is empty",
-        "line 4, fold: 'x' is no number of a fold (0, 1, 2, ...)",
+        "line 4, fold: 'x' is no number of a fold (0, 1, 2, ... 999999999)",
         "line 5: 3 cells, but the header has 5",
         "line 6, target: '1_000' is no finite number",
         "line 6, age: '1e999' is no finite number; for words use --category age=A,B, to leave the column out "
@@ -142,6 +142,31 @@ def test_tables_that_cannot_be_used(text: str | bytes, columns: Columns, words: 
     with pytest.raises(BadTable, match=r"cohort\.csv") as refusal:
         read_table(written(folder, text), columns)
     assert words in str(refusal.value)
+
+
+def test_a_line_ends_where_a_line_ends_and_nowhere_else(folder: Path) -> None:
+    path = written(folder, 'scan,patient,target\r\nscans/a.nii,p\u2028\x851,1\r\nscans/b.nii,"p\n2",2\r\n')
+    rows = read_table(path, Columns()).rows
+    assert [row.patient for row in rows] == ["p\u2028\x851", "p\n2"]
+    old = written(folder, "scan;patient;target\rscans/a.nii;p,1;1\r")
+    assert [row.patient for row in read_table(old, Columns()).rows] == ["p,1"]
+
+
+def test_cells_without_end_are_told_and_not_read(folder: Path) -> None:
+    digits, name = "1" * 5000, "a" * 300
+    path = written(
+        folder,
+        f"scan,patient,target,fold\nscans/a.nii,p1,1,{digits}\n{digits},p2,2,1\nscans/a.nii,p3,3,{digits[:10]}\n"
+        f"scans/{name},p4,4,1\n",
+    )
+    with pytest.raises(BadTable) as refusal:
+        read_table(path, Columns())
+    assert refusal.value.problems == (
+        "line 2, fold: 5,000 characters; 1,000 at most",
+        "line 3, scan: 5,000 characters; 1,000 at most",
+        "line 4, fold: '1111111111' is no number of a fold (0, 1, 2, ... 999999999)",
+        f"line 5, scan: there is no {folder / 'scans' / name}",
+    )
 
 
 def test_a_table_that_is_not_there(tmp_path: Path) -> None:
