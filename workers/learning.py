@@ -26,11 +26,12 @@ BASELINES = ("constant", "tabular")
 
 @dataclass(frozen=True, eq=False)
 class Learning:
-    """What was tried, what was chosen, and the model that was made of all rows."""
+    """What was tried, what was chosen, by name or by its figures, and the model that was made of all rows."""
 
     trials: Trials
     selection: Selection
     chosen: Trial
+    by_name: bool
     conformal: Conformal
     model: Model
 
@@ -60,10 +61,17 @@ class Learning:
         if self.chosen.name != self.selection.chosen:
             text = f"{self.selection.chosen} is as good on this cohort, as far as it can tell, or better"
             told.append(Caveat("another-is-as-good", text))
-        elif self.chosen.name in BASELINES:
+        elif self.chosen.name in BASELINES and self._looked_at_scans():
             text = f"no recipe that looks at scans surely beats {self.chosen.name} on this cohort"
             told.append(Caveat("scans-tell-nothing", text))
+        if not self.by_name and (count := len(self.trials.made)) > 1:
+            text = f"{self.chosen.name} was chosen of {count} by these very figures: expect a little less"
+            told.append(Caveat("chosen-by-these-figures", text))
         return told
+
+    def _looked_at_scans(self) -> bool:
+        """Whether any recipe that was tried looks at scans."""
+        return not self.trials.made.keys() <= set(BASELINES)
 
 
 def learn(
@@ -92,7 +100,7 @@ def learn(
     conformal = Conformal.of(outputs, cohort.targets, patients, terms.task, method="out-of-fold")
     watch = Watch(told_apart(report, f"{chosen.name}, all rows"), checkpoints.part("all-rows"))
     model = chosen.recipe.fit(cohort, terms.task, seed=terms.seed, device=terms.device, watch=watch)
-    return Learning(trials, selection, chosen, conformal, model)
+    return Learning(trials, selection, chosen, named is not None, conformal, model)
 
 
 def purpose(parameters: Mapping[str, Any], recipes: Mapping[str, Regressor], terms: Terms) -> str:

@@ -142,10 +142,9 @@ def test_auto_takes_the_simplest_and_says_why(school: School) -> None:
     assert job.result is not None
     assert job.result["regressor"] == "voxel_ridge"
     assert job.result["compared"][0]["reason"] == "the simplest that none beats at 68 %"
-    blind = school.train(regressor="auto", candidates=["tabular"], settings={})
-    assert blind.result is not None
-    assert blind.result["regressor"] == "constant"
-    assert [warning["code"] for warning in blind.result["warnings"]] == ["scans-tell-nothing"]
+    told = {warning["code"]: warning["text"] for warning in job.result["warnings"]}
+    assert set(told) == {"few-scans", "chosen-by-these-figures"}
+    assert told["chosen-by-these-figures"].startswith("voxel_ridge was chosen of 3 by these very figures")
 
 
 def test_a_simpler_recipe_that_is_as_good_is_told(school: School) -> None:
@@ -228,6 +227,26 @@ def test_a_candidate_that_cannot_take_the_cohort_is_passed_over_and_told(
     named = school.train(regressor="recorded")
     assert named.error is not None
     assert (named.state, named.error["code"]) == (JobState.FAILED, "invalid-shape")
+
+
+def test_a_choice_says_what_it_was_among(
+    school: School, recorded: type[Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(rows: Rows, **parameters: Any) -> list[str]:
+        result = school.train(rows, **parameters).result
+        assert result is not None
+        assert result["regressor"] == "constant"
+        return [warning["code"] for warning in result["warnings"]]
+
+    dull = [{**row, "target": float(i % 2)} for i, row in enumerate(bare(school.rows))]
+    auto: dict[str, Any] = {"regressor": "auto", "settings": {}}
+    assert told(dull, **auto, candidates=["voxel_ridge"]) == ["scans-tell-nothing", "chosen-by-these-figures"]
+    assert told(school.rows, **auto, candidates=["tabular"]) == ["chosen-by-these-figures"]
+    assert told(dull, **auto, candidates=[]) == []
+    assert told(dull, regressor="constant", settings={}) == []
+    monkeypatch.setattr(recorded, "fails_at", 0)
+    monkeypatch.setattr(recorded, "failure", InvalidShape("scans are too small"))
+    assert told(dull, **auto, candidates=["recorded"]) == ["not-tried"]
 
 
 def test_a_scan_that_proves_corrupt_is_closed(tmp_path: Path) -> None:
