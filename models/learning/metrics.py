@@ -1,6 +1,7 @@
 """How good answers are: metrics, and their intervals by a bootstrap of patients.
 
-Every metric takes weights of rows, and so all draws of a bootstrap are one call. A draw takes as many
+Every metric takes weights of rows, and so many draws of a bootstrap are one call; they are drawn in portions,
+so that memory does not grow with the table. A draw takes as many
 patients as there are, with replacement, each with all rows (Field & Welsh, Bootstrapping clustered data,
 2007); intervals are its percentiles. Rows of one patient are not independent: drawing rows instead would
 make intervals too narrow.
@@ -14,7 +15,7 @@ the mean over rows; higher is better. A target in other units must be brought to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +29,10 @@ from models.types import Array
 
 BOOTSTRAP_LEVEL = 0.95
 DRAWS = 2000
+PORTION = 1 << 21
+"""Weights, of rows in draws, that are held at once."""
+WHOLE_DRAWS = 8
+"""Draws go to portions by so many: then sums over rows have the same bits whatever a portion is."""
 SIGMA_FLOOR_ML = 70.0
 ERROR_CEILING_ML = 1000.0
 SMALLEST_PROBABILITY = 1e-15
@@ -106,8 +111,8 @@ def interval(
 
     Raises InvalidShape for fewer than two patients or other numbers of rows, InvalidConfig for level, draws.
     """
-    weights = patient_draws(patients, len(targets), seed=seed, draws=draws)
-    drawn = metric.weighted(outputs, targets, weights)
+    portions = _portions(patients, len(targets), seed=seed, draws=draws)
+    drawn = np.concatenate([metric.weighted(outputs, targets, weights) for weights in portions])
     return _interval(metric(outputs, targets), drawn[np.isfinite(drawn)], level, draws)
 
 
@@ -125,12 +130,20 @@ def paired_difference(
     Losses of several seeds, (seeds, n), are averaged row by row first. Raises as `interval`.
     """
     difference = _over_seeds(losses) - _over_seeds(others)
-    weights = patient_draws(patients, len(difference), seed=seed, draws=draws)
-    return _interval(float(difference.mean()), _mean(difference, weights), level, draws)
+    portions = _portions(patients, len(difference), seed=seed, draws=draws)
+    drawn = np.concatenate([_mean(difference, weights) for weights in portions])
+    return _interval(float(difference.mean()), drawn, level, draws)
 
 
 def patient_draws(patients: Sequence[str], rows: int, *, seed: int, draws: int) -> Float64[Array, "b n"]:
     """How often each row is in each draw. Raises InvalidShape, InvalidConfig as `interval`."""
+    return np.concatenate(list(_portions(patients, rows, seed=seed, draws=draws)))
+
+
+def _portions(
+    patients: Sequence[str], rows: int, *, seed: int, draws: int
+) -> Iterator[Float64[Array, "b n"]]:
+    """The draws, one portion after another."""
     numbers = patient_numbers(patients)
     count = len(np.unique(numbers))
     if len(numbers) != rows:
@@ -139,8 +152,11 @@ def patient_draws(patients: Sequence[str], rows: int, *, seed: int, draws: int) 
         raise InvalidShape(f"{count} patients: a bootstrap needs 2")
     if draws < 1:
         raise InvalidConfig("draws", draws, "at least 1")
-    drawn = np.random.default_rng([seed, count]).multinomial(count, np.full(count, 1 / count), size=draws)
-    return drawn[:, numbers].astype(np.float64)
+    generator, shares = np.random.default_rng([seed, count]), np.full(count, 1 / count)
+    portion = max(1, PORTION // (rows * WHOLE_DRAWS)) * WHOLE_DRAWS
+    for first in range(0, draws, portion):
+        drawn = generator.multinomial(count, shares, size=min(portion, draws - first)).astype(np.float64)
+        yield drawn[:, numbers]
 
 
 def _interval(value: float | None, drawn: Float64[Array, " b"], level: float, draws: int) -> Interval:
@@ -213,14 +229,18 @@ def _auc(outputs: Array, targets: Array, weights: Array) -> Array:
 
 
 def _auc_of(scores: Array, positive: Array, weights: Array) -> Array:
-    """How probably a positive row scores above a negative one, ties counted half (Mann & Whitney, 1947)."""
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf) > 0)
-    positives = np.add.reduceat((weights * positive)[:, order], starts, axis=1)
-    negatives = np.add.reduceat((weights * ~positive)[:, order], starts, axis=1)
-    below = negatives.cumsum(axis=1) - negatives / 2
-    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
-    won = (positives * below).sum(axis=1)
+    """How probably a positive row scores above a negative one, ties counted half (Mann & Whitney, 1947).
+
+    Positive rows win against all that they pass, less half of the pairs among themselves.
+    """
+    order, by_row = np.argsort(scores, kind="stable"), np.ascontiguousarray(weights.T)
+    passed = np.zeros((len(scores) + 1, len(weights)))
+    np.cumsum(by_row[order], axis=0, out=passed[1:])
+    lower, not_higher = (np.searchsorted(scores[order], scores[positive], side) for side in ("left", "right"))
+    own = by_row[positive]
+    positives = own.sum(axis=0)
+    pairs = positives * (passed[-1] - positives)
+    won = (own * (passed[lower] + passed[not_higher])).sum(axis=0) / 2 - np.square(positives) / 2
     return np.where(pairs > 0, won / np.where(pairs > 0, pairs, 1), np.nan)
 
 

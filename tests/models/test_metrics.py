@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -163,6 +164,35 @@ def test_intervals_are_drawn_from_the_seed() -> None:
     }
     wide = m.interval(m.RMSE, outputs, targets, visits(10, 3), seed=1, draws=100, level=0.99)
     assert wide.low < first.low < first.high < wide.high  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("rows", [40, 400])
+def test_portions_change_no_bit(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs, targets, patients = drawn(rows, 1), drawn(rows, seed=1), visits(rows // 2, 2)
+    told, classes = np.random.default_rng(0).dirichlet(np.ones(3), rows).round(2), np.arange(float(rows)) % 3
+
+    def all_of_them() -> list[m.Interval]:
+        return [
+            *(m.interval(metric, outputs, targets, patients, seed=3) for metric in (m.RMSE, m.MAE, m.R2)),
+            *(m.interval(metric, told, classes, patients, seed=3) for metric in (m.LOG_LOSS, m.AUC)),
+            m.paired_difference(targets, outputs[:, 0], patients, seed=3),
+        ]
+
+    monkeypatch.setattr(m, "PORTION", rows * 24)
+    in_portions = all_of_them()
+    weights = m.patient_draws(patients, rows, seed=3, draws=m.DRAWS)
+    monkeypatch.setattr(m, "PORTION", rows * m.DRAWS)
+    assert np.array_equal(m.patient_draws(patients, rows, seed=3, draws=m.DRAWS), weights)
+    assert all_of_them() == in_portions
+
+
+def test_memory_does_not_grow_with_the_table() -> None:
+    outputs, targets = drawn(20_000, 1), drawn(20_000, seed=1)
+    tracemalloc.start()
+    m.interval(m.R2, outputs, targets, visits(10, 2000), seed=0)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 64 << 20
 
 
 def test_draws_without_a_value_are_left_out_and_counted() -> None:
