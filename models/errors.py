@@ -34,7 +34,7 @@ class InvalidShape(ModelError):
 
 
 class InvalidConfig(ModelError):
-    """A setting outside of what the method takes. `setting` is its name."""
+    """A setting outside of what the method takes. `setting` is its name, with dots in nested tables."""
 
     code = "invalid-config"
 

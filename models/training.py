@@ -20,8 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import InvalidConfig, InvalidShape, NonFinite
+from models.limits import refuse_outside
 from models.types import Array, Int64, Report
 
+LARGEST = 1e6
+"""Rate, or norm of a gradient."""
 SCHEMA = 2
 """Of checkpoints. 2: they know what was learned from."""
 
@@ -75,12 +78,10 @@ class TrainingConfig:
     checkpoint_steps: int = 50
 
     def __post_init__(self) -> None:
-        for setting in ("epochs", "batch", "checkpoint_steps"):
-            if getattr(self, setting) < 1:
-                raise InvalidConfig(setting, getattr(self, setting), "at least 1")
+        refuse_outside(self, epochs=(1, 10**6), batch=(1, 10**6), checkpoint_steps=(1, 10**6))
         for setting in ("rate", "clip"):
-            if not 0 < getattr(self, setting) < float("inf"):
-                raise InvalidConfig(setting, getattr(self, setting), "finite and above 0")
+            if not 0 < getattr(self, setting) <= LARGEST:
+                raise InvalidConfig(setting, getattr(self, setting), f"above 0, at most {LARGEST:g}")
         if not 0 <= self.weight_decay < 1:
             raise InvalidConfig("weight_decay", self.weight_decay, "from 0 to below 1")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):

@@ -11,6 +11,7 @@ from typing import Any
 from models.learning.cohort import Cohort
 from models.learning.conformal import Conformal
 from models.learning.preparation import Caveat
+from models.learning.quantile_shift import QuantileShift
 from models.learning.selection import Selection, auto
 from models.regressors.base import Model, Regressor
 from models.regressors.settings import settings_of
@@ -34,6 +35,11 @@ class Learning:
     by_name: bool
     conformal: Conformal
     model: Model
+
+    @property
+    def shift(self) -> QuantileShift | None:
+        """What the model's quantiles are to be moved by, where it tells quantiles."""
+        return self.chosen.validation.shift
 
     @property
     def parameters(self) -> int:

@@ -18,8 +18,10 @@ from jaxtyping import Float64
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from models.errors import InvalidConfig, InvalidShape, ModelError
+from models.learning.cohort import Inputs
 from models.learning.conformal import Conformal
 from models.learning.preparation import Preparation
+from models.learning.quantile_shift import QuantileShift
 from models.learning.task import Task
 from models.regressors import REGRESSORS
 from models.regressors.base import Extent, Model, Regressor
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 MODEL = "model.safetensors"
-SCHEMA = 1
+SCHEMA = 2
 TRAIN = "train"
 NOTICE = "For research. Not a medical device."
 CURE = "train it again, or use the version of Tomotrain that made it"
@@ -100,6 +102,7 @@ class Record(BaseModel):
     task: dict[str, Any]
     model: dict[str, Any]
     preparation: dict[str, Any]
+    quantile_shift: dict[str, Any] | None
     conformal: dict[str, Any]
     covariates: tuple[Covariate, ...]
     target: Named
@@ -115,6 +118,7 @@ class TrainedModel:
     task: Task
     model: Model
     preparation: Preparation
+    shift: QuantileShift | None
     conformal: Conformal
     covariates: tuple[Covariate, ...]
     target_name: str
@@ -132,6 +136,7 @@ class TrainedModel:
             "task": asdict(self.task),
             "model": self.model.manifest(),
             "preparation": self.preparation.manifest(),
+            "quantile_shift": None if self.shift is None else self.shift.to_json(),
             "conformal": self.conformal.to_json(),
             "covariates": [asdict(covariate) for covariate in self.covariates],
             "target": {"name": self.target_name, "unit": self.target_unit},
@@ -162,6 +167,7 @@ class TrainedModel:
             task,
             recipe.load(tensors, record.model, task, device),
             typed(Preparation.from_manifest(record.preparation)),
+            None if record.quantile_shift is None else typed(QuantileShift.from_json(record.quantile_shift)),
             typed(Conformal.from_json(record.conformal)),
             record.covariates,
             record.target.name,
@@ -169,6 +175,11 @@ class TrainedModel:
             record.training,
             record.scores,
         )
+
+    def answers(self, inputs: Inputs) -> Float64[Array, "n o"]:
+        """The answers to rows: the model's, its quantiles moved by what was missed."""
+        told = self.model.predict(inputs)
+        return told if self.shift is None else self.shift(told)
 
     @property
     def names(self) -> tuple[str, ...]:

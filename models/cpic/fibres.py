@@ -19,6 +19,7 @@ from models.cpic.forward_set import ForwardSet
 from models.cpic.index_sets import IndexSets, random_start
 from models.errors import InvalidConfig, InvalidShape
 from models.keys import distinct
+from models.limits import refuse_outside
 from models.tt.qtt import LAYOUTS, ORDERS, Layout, make_layout
 from models.tt.train import TensorTrain
 from models.types import Int64, Report
@@ -51,11 +52,7 @@ class FibreConfig:
         for setting, table in (("layout", LAYOUTS), ("order", ORDERS), ("sampling", SAMPLINGS)):
             if getattr(self, setting) not in table:
                 raise InvalidConfig(setting, getattr(self, setting), f"one of {', '.join(table)}")
-        for setting in ("rank", "sweeps"):
-            if getattr(self, setting) < 1:
-                raise InvalidConfig(setting, getattr(self, setting), "at least 1")
-        if not 1 <= self.oversampling <= 8:
-            raise InvalidConfig("oversampling", self.oversampling, "between 1 and 8")
+        refuse_outside(self, rank=(1, 4096), sweeps=(1, 32), oversampling=(1, 8))
         if self.tolerance is not None and not 0 < self.tolerance < 1:
             raise InvalidConfig("tolerance", self.tolerance, "between 0 and 1")
 

@@ -2,9 +2,9 @@
 
 A head that is fitted behind an encoder judges its own errors by folds that the encoder has learned from: they
 come out too small, and so does the distance of its quantiles. Of answers out of fold, made by the whole
-recipe anew, the level-tau quantile of y - q_tau says how far q_tau must be moved for a share tau of the truths
-to lie below it. (For the outer levels that is asymmetric conformalised quantile regression, Romano, Patterson
-& Candès, 2019, eq. 8, without its finite-sample term.)
+recipe anew, the tau-quantile of y - q_tau says how far q_tau must be moved for a share tau of the truths to
+lie below it. (For the outer levels that is asymmetric conformalised quantile regression, Romano, Patterson &
+Candès, 2019, eq. 8, without its finite-sample term.)
 """
 
 from __future__ import annotations

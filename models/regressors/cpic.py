@@ -24,7 +24,7 @@ from models.regressors.cpic_model import CpicModel, loaded_encoder
 from models.regressors.encoder_training import EncoderTraining, train_encoder
 from models.regressors.encoders import EncoderConfig, ProjectionConfig, calibrated
 from models.regressors.readouts import FibreReadout, FibreReadoutConfig
-from models.regressors.settings import merged, recipe_of, settings_of
+from models.regressors.settings import recipe_of
 from models.training import Watch
 from models.types import Array
 
@@ -83,7 +83,4 @@ class Cpic(EncoderTraining):
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         """See `Regressor`; `{"mode": "paper"}` gives the paper's form, whose settings others change."""
-        if settings.get("mode") == "paper":
-            rest = {name: value for name, value in settings.items() if name != "mode"}
-            return recipe_of(cls, merged(settings_of(cls.paper()), rest))
         return recipe_of(cls, settings)

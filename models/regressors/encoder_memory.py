@@ -18,6 +18,8 @@ GRAPH_COPIES, SCRATCH_COPIES = 4, 2
 """Of what layers give: with activations, and the gradients of both; and where nothing descends."""
 VOXEL_COPIES = 8
 """Of the features of a scan's voxels: as encoded, as they are kept, in moments, and their gradients."""
+WEIGHT_COPIES = 2
+"""Of the weights of a voxel in all moments."""
 
 
 class EncoderMemory:
@@ -51,7 +53,8 @@ class EncoderMemory:
         if isinstance(self.readout, FibreReadoutConfig):
             return look_bytes(extent, encoder, self.readout.fibres)
         cubes = ENCODE_BATCH * (encoder.scratch_bytes + _cube_bytes(encoder))
-        kept = VOXEL_COPIES * FLOAT64 * self.readout.count * encoder.features
+        moments = max(self.readout.poolings) ** 3
+        kept = FLOAT64 * self.readout.count * (VOXEL_COPIES * encoder.features + WEIGHT_COPIES * moments)
         return RUNTIME_BYTES + 2 * FETCH_BYTES + cubes + kept
 
     @property

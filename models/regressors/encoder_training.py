@@ -24,6 +24,7 @@ from models.learning.cohort import Cohort
 from models.learning.folds import patient_folds
 from models.learning.linear import LinearHead
 from models.learning.task import Task
+from models.limits import refuse_outside
 from models.regressors.encoder_memory import EncoderMemory
 from models.regressors.encoders import (
     EncoderConfig,
@@ -80,15 +81,18 @@ class EncoderTraining(EncoderMemory):
     perceptron: bool = False
 
     def __post_init__(self) -> None:
-        for setting in ("steps", "projected_steps"):
-            if getattr(self, setting) < 0:
-                raise InvalidConfig(setting, getattr(self, setting), "at least 0")
-        for setting, least in (("starts", 1), ("batch", LEAST_BATCH), ("voxels", 1), ("pooling", 1)):
-            if getattr(self, setting) < least:
-                raise InvalidConfig(setting, getattr(self, setting), f"at least {least}")
+        refuse_outside(
+            self,
+            steps=(0, 10**6),
+            projected_steps=(0, 10**6),
+            starts=(1, 64),
+            batch=(LEAST_BATCH, 4096),
+            voxels=(1, 10**7),
+            pooling=(1, 16),
+        )
         for setting in ("rate", "projected_rate"):
-            if not 0 < getattr(self, setting) < float("inf"):
-                raise InvalidConfig(setting, getattr(self, setting), "finite and above 0")
+            if not 0 < getattr(self, setting) <= 1:
+                raise InvalidConfig(setting, getattr(self, setting), "above 0, at most 1")
         if not 0 <= self.weight_decay < 1:
             raise InvalidConfig("weight_decay", self.weight_decay, "from 0 to below 1")
         if not 0 < self.uniform <= 1:

@@ -27,6 +27,7 @@ from models.cpic.strategies import Strategy
 from models.errors import InvalidConfig
 from models.learning.cohort import Cohort
 from models.learning.saved import part, under
+from models.limits import refuse_outside
 from models.regressors.neural import Answers, RowLearner, RowNetwork, Scaling
 from models.training import Step
 from models.tt.train import TensorTrain, stacked
@@ -56,10 +57,9 @@ class EncoderConfig:
     intensity: bool = True
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.hidden) <= 8 or min(self.hidden) < 1:
-            raise InvalidConfig("hidden", self.hidden, "1 to 8 widths of at least 1")
-        if not 1 <= self.features <= 256:
-            raise InvalidConfig("features", self.features, "between 1 and 256")
+        if not self.hidden:
+            raise InvalidConfig("hidden", self.hidden, "one width or more")
+        refuse_outside(self, hidden=(1, 256), features=(1, 256))
         if not 0 <= self.negative_slope < 1:
             raise InvalidConfig("negative_slope", self.negative_slope, "from 0 to below 1")
 
@@ -176,13 +176,7 @@ class ProjectionConfig:
     fibres: FibreConfig = field(default_factory=FibreConfig)
 
     def __post_init__(self) -> None:
-        for setting in ("count", "anchors"):
-            if getattr(self, setting) < 1:
-                raise InvalidConfig(setting, getattr(self, setting), "at least 1")
-        if not 0 <= self.low_rank < float("inf"):
-            raise InvalidConfig("low_rank", self.low_rank, "finite and at least 0")
-        if self.probes < 2:
-            raise InvalidConfig("probes", self.probes, "at least 2")
+        refuse_outside(self, count=(1, 4096), anchors=(1, 4096), low_rank=(0, 1e6), probes=(2, 10**6))
 
 
 class ProjectedLearner(RowLearner):

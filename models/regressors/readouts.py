@@ -2,8 +2,9 @@
 
 Two ways, with one face. `FibreReadout` is C-PIC's: fibres, their train, its principal features (by the
 anchors of the training), itself (`KERNEL`: all principal features in proportion, so that a ridge on them is
-kernel ridge regression with inner products of trains) and its pooled moments. `VoxelReadout` is the plain one: pooled moments, estimated
-from random voxels. A head takes one block, whichever inner cross-validation prefers.
+kernel ridge regression with inner products of trains) and its pooled moments. `VoxelReadout` is the plain
+one: pooled moments, estimated from random voxels. A head takes one block, whichever inner cross-validation
+prefers.
 
 How far a scan is from those of the training is told by what of its train the principal axes do not span
 (`models.regressors.distances`).
@@ -35,6 +36,7 @@ from models.cpic.projection import Basis
 from models.cpic.random_voxels import RandomVoxels
 from models.errors import InvalidConfig, InvalidShape
 from models.learning.saved import part, under
+from models.limits import refuse_outside
 from models.regressors.base import Look, Saliency
 from models.regressors.distances import left_out
 from models.regressors.guides import guide_of
@@ -169,11 +171,7 @@ class FibreReadoutConfig:
     def __post_init__(self) -> None:
         if not self.counts and not self.poolings:
             raise InvalidConfig("counts", self.counts, "not empty where poolings are")
-        for setting in ("counts", "poolings"):
-            if min(getattr(self, setting), default=1) < 1:
-                raise InvalidConfig(setting, getattr(self, setting), "of at least 1 each")
-        if self.anchors < 2:
-            raise InvalidConfig("anchors", self.anchors, "at least 2")
+        refuse_outside(self, counts=(1, 4096), poolings=(1, 16), anchors=(2, 4096))
 
 
 @dataclass(frozen=True, eq=False)
@@ -338,8 +336,9 @@ class VoxelReadoutConfig:
     poolings: tuple[int, ...] = (2, 3)
 
     def __post_init__(self) -> None:
-        if not self.poolings or min(self.poolings) < 1:
-            raise InvalidConfig("poolings", self.poolings, "one or more, of at least 1 each")
+        if not self.poolings:
+            raise InvalidConfig("poolings", self.poolings, "one or more")
+        refuse_outside(self, poolings=(1, 16), strata=(1, 100), count=(1, 10**7))
         if not 0 < self.uniform <= 1:
             raise InvalidConfig("uniform", self.uniform, "above 0, at most 1")
         if not 1 <= self.strata**3 <= self.count:

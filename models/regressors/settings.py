@@ -23,8 +23,8 @@ class Published(Protocol):
 def recipe_of(kind: type[Recipe], settings: Mapping[str, Any]) -> Recipe:
     """The dataclass with these settings, some of its fields; a nested one takes a mapping, of some of its.
 
-    Raises InvalidConfig, naming the setting, for one that there is not, or of another type than its default.
-    Defaults that are lists have a member.
+    Raises InvalidConfig, naming the setting (`readout.fibres.rank`), for one that there is not, or of another
+    type than its default. Defaults that are lists have a member.
     """
     if MODE in settings and _is_published(kind):
         return recipe_of(kind, _as_published(kind, settings))
@@ -75,7 +75,7 @@ def _typed(name: str, value: Any, default: Any) -> Any:
     None, there may be a number.
     """
     if is_dataclass(default) and isinstance(value, Mapping):
-        return recipe_of(type(default), merged(settings_of(default), value))
+        return _nested(name, type(default), merged(settings_of(default), value))
     if isinstance(default, tuple) and isinstance(value, list | tuple):
         return tuple(_typed(name, each, default[0]) for each in value)
     if default is None:
@@ -85,6 +85,14 @@ def _typed(name: str, value: Any, default: Any) -> Any:
         return value
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", tuple: "a list"}
     raise InvalidConfig(name, value, words.get(type(default), "a table of settings"))
+
+
+def _nested(name: str, kind: type[Recipe], settings: Mapping[str, Any]) -> Recipe:
+    """A table of settings; what is wrong in it is named with the table's own name before it."""
+    try:
+        return recipe_of(kind, settings)
+    except InvalidConfig as error:
+        raise InvalidConfig(f"{name}.{error.setting}", error.value, error.allowed) from error
 
 
 def _plain(value: Any) -> Any:

@@ -12,9 +12,9 @@ from jaxtyping import Float64
 from models.cpic.embed import UNKNOWN_SCAN
 from models.cpic.encoder import LARGEST, Identity
 from models.cpic.fibres import FibreConfig
-from models.errors import InvalidConfig
 from models.intensities import IntensityStatistics
 from models.learning.cohort import Cohort
+from models.limits import refuse_outside
 from models.regressors.base import Extent
 from models.regressors.memory import look_bytes, trains_bytes
 from models.regressors.readouts import FibreReadout, FibreReadoutConfig
@@ -38,8 +38,7 @@ class TrainFeaturesConfig:
     fibres: FibreConfig = field(default_factory=lambda: FibreConfig(layout="tt", rank=10))
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise InvalidConfig("count", self.count, "at least 1")
+        refuse_outside(self, count=(1, 4096))
         self._readout()
 
     def read(

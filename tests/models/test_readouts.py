@@ -374,7 +374,7 @@ def test_reading_is_told_scan_by_scan_and_may_be_ended() -> None:
         (FibreReadoutConfig, {"anchors": 0}, "anchors"),
         (VoxelReadoutConfig, {"poolings": ()}, "poolings"),
         (VoxelReadoutConfig, {"count": 100, "strata": 5}, "count"),
-        (VoxelReadoutConfig, {"strata": 0}, "count"),
+        (VoxelReadoutConfig, {"strata": 0}, "strata"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(make: Any, settings: dict[str, Any], named: str) -> None:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from support.cohorts import School, bare, organ
 
+from storage.artifacts import read_tensors
 from storage.errors import UnusableModel
 from storage.jobs import Job, JobState
 from storage.tensors import packed, unpacked
@@ -196,6 +197,11 @@ def test_quantiles_come_in_order_with_their_levels(school: School, unseen: str) 
     assert values == sorted(values)
     assert job.result["value"] == values[1]
     assert (job.result["target_name"], job.result["target_unit"]) == ("volume", "ml")
+    tensors, manifest = read_tensors(school.artifact(model, "model.safetensors"))
+    (offsets,) = (array for name, array in tensors.items() if name.endswith("offsets"))
+    moved = offsets + manifest["quantile_shift"]["shifts"]
+    assert values[2] - values[0] == pytest.approx(moved[2] - moved[0])
+    assert any(manifest["quantile_shift"]["shifts"])
 
 
 def test_classes_come_with_probabilities_and_sets(school: School, unseen: str) -> None:
@@ -264,7 +270,7 @@ def saved(school: School, model: Job) -> bytes:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"schema": 2}, ["schema 2", "reads schema 1", "train it again", "0.1.0"]),
+        ({"schema": 3}, ["schema 3", "reads schema 2", "train it again", "0.1.0"]),
         ({"schema": None}, ["schema None", "train it again"]),
         ({"regressor": "oracle"}, ["'oracle'", "known here, constant", "voxel_ridge"]),
         ({"settings": {"colour": "red"}}, ["colour", "train it again"]),
@@ -282,7 +288,7 @@ def test_a_model_of_another_version_says_so_with_the_cure(
 
 
 RECORD = {
-    "": ("schema", "notice", "regressor", "settings", "covariates", "scores"),
+    "": ("schema", "notice", "regressor", "settings", "quantile_shift", "covariates", "scores"),
     "task": ("kind", "classes"),
     "target": ("name", "unit"),
     "training": ("volumes", "table", "patients", "rows", "seed", "packages"),

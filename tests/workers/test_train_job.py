@@ -82,7 +82,7 @@ def test_the_model_knows_what_it_was_made_of(school: School, trained: Job) -> No
     path = school.artifact(trained, "model.safetensors")
     tensors, manifest = read_tensors(path)
     assert tensors
-    assert (manifest["schema"], manifest["notice"], manifest["regressor"]) == (1, NOTICE, "voxel_ridge")
+    assert (manifest["schema"], manifest["notice"], manifest["regressor"]) == (2, NOTICE, "voxel_ridge")
     assert manifest["settings"] == {"grid": 3}
     assert manifest["target"] == {"name": "target", "unit": ""}
     ages = [row["covariates"]["age"] for row in school.rows]
@@ -505,6 +505,10 @@ def test_scans_of_other_numbers_of_channels(school: School) -> None:
         ({"regressor": "auto", "settings": {"voxel_ridge": {"grid": 0}}}, ["/settings/voxel_ridge/grid"]),
         ({"regressor": "auto", "settings": {"grid": 3, "cpic": 5}}, ["/settings", "/settings/cpic"]),
         ({"regressor": "cpic", "settings": {"mode": "Paper"}}, ["/settings/mode"]),
+        (
+            {"regressor": "cpic", "settings": {"readout": {"fibres": {"rnak": 3}}}},
+            ["/settings/readout/fibres/rnak"],
+        ),
         ({"preparation": {"grid": "round"}}, ["/preparation/grid"]),
         ({"preparation": {"shape": [0, 1, 2]}}, ["/preparation/shape"]),
         ({"folds": 15}, ["/folds"]),

@@ -156,7 +156,7 @@ def _answers(context: JobContext, trained: TrainedModel, inputs: Inputs) -> Floa
     for done in range(len(inputs.scans)):
         context.report(Progress("asking", done, len(inputs.scans), "scans"))
         scan = np.array([done])
-        outputs[inputs.rows_of(scan)] = trained.model.predict(inputs.only(scan))
+        outputs[inputs.rows_of(scan)] = trained.answers(inputs.only(scan))
     refuse_non_finite(torch.from_numpy(outputs), "the answers")
     return outputs
 

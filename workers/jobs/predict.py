@@ -155,7 +155,7 @@ class _Asked:
 
 def _ask(trained: TrainedModel, scan: PreparedScan, covariates: Float64[Array, " t"]) -> _Asked:
     """The model's word on one scan."""
-    answers = trained.model.predict(Inputs.of([scan], covariates[None]))
+    answers = trained.answers(Inputs.of([scan], covariates[None]))
     refuse_non_finite(torch.from_numpy(answers), "the answer")
     look = trained.model.look(scan, covariates)
     outside = (Caveat("covariate-outside", text) for text in trained.outside(covariates))

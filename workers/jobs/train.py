@@ -196,7 +196,8 @@ def recipes_of(parameters: TrainParameters) -> dict[str, Regressor]:
             try:
                 made[name] = regressor.from_settings(settings.get(name, {}))
             except InvalidConfig as error:
-                steps = (name, error.setting) if automatic else (error.setting,)
+                own = error.setting.split(".")
+                steps = (name, *own) if automatic else own
                 problems.append((pointer("settings", *steps), str(error)))
     if problems:
         raise InvalidParameters(problems)
@@ -334,6 +335,7 @@ class _Made:
             task=table.task,
             model=self.learning.model,
             preparation=self.scans.preparation,
+            shift=self.learning.shift,
             conformal=self.learning.conformal,
             covariates=covariates_of(table.names, table.covariates),
             target_name=parameters.target_name,
