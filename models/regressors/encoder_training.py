@@ -3,17 +3,17 @@
 1. The best of a few random starts (`first_encoder`).
 2. By the pooled moments of random voxels and a linear head (`PooledLearner`), for `steps` steps.
 3. Through tensor trains (`ProjectedLearner`), for `projected_steps` (none by default): by their principal
-features, with the
-   paper's perceptron or a linear head.
+   features, with the paper's perceptron or a linear head.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from models.cpic.encoder import CpicEncoder, LearnedCpic
 from models.cpic.head import HIDDEN, Head
@@ -116,31 +116,107 @@ def train_encoder(
 ) -> Trained:
     """All steps; the encoder then stands still. With one thread: the same bits on however many cores."""
     encoder = first_encoder(recipe, cohort, task, seed=seed, device=device, report=watch.report)
-    answers, covariates = Answers.of(task, cohort.targets), Scaling.of(cohort.inputs.covariates)
-    beside = covariates(cohort.inputs.covariates)
-    scans = len(np.unique(cohort.inputs.scan_of))
-    histories: dict[str, History] = {}
-    pooling = Pooling("hat", recipe.pooling)
-    width = pooling.moments * encoder.features + beside.shape[1]
-    network = EncoderWithHead(encoder, linear_outputs(width, task.outputs, device))
+    lesson = _Lesson(recipe, cohort, Answers.of(task, cohort.targets), seed, device)
+    network, histories = lesson.pooled_network(encoder), {}
     if recipe.steps:
-        learner = _pooled_learner(recipe, network, cohort, answers, beside, seed, device)
-        config = _training(
-            recipe.steps, learner.items, recipe.batch, recipe.rate, recipe.weight_decay, recipe.patience
-        )
+        learner, config = lesson.pooled(network)
         histories["pooled"] = train(learner, config, seed=seed, watch=watch.part("pooled"))
     if recipe.projected_steps:
-        network = EncoderWithHead(encoder, _projected_head(recipe, task, beside.shape[1], seed, device))
-        seen_as = (
-            calibrated(encoder, cohort.inputs.scans, seed, device) if recipe.steps else LearnedCpic(encoder)
-        )
-        projected = ProjectedLearner(network, cohort, answers, beside, seen_as, recipe.projection, device)
-        config = _training(
-            recipe.projected_steps, scans, recipe.batch, recipe.projected_rate, recipe.weight_decay
-        )
-        histories["projected"] = train(projected, config, seed=seed, watch=watch.part("projected"))
+        network = lesson.projected_network(encoder)
+        learner, config = lesson.projected(network)
+        histories["projected"] = train(learner, config, seed=seed, watch=watch.part("projected"))
     encoder.eval().requires_grad_(False)
     return Trained(encoder, network, histories)
+
+
+@dataclass(frozen=True, eq=False)
+class _Lesson:
+    """What the steps of a training have in common, and what each descends with."""
+
+    recipe: EncoderTraining
+    cohort: Cohort
+    answers: Answers
+    seed: int
+    device: torch.device
+
+    @cached_property
+    def covariates(self) -> Float64[Array, "n t"]:
+        """Scaled."""
+        own = self.cohort.inputs.covariates
+        return Scaling.of(own)(own)
+
+    @property
+    def pooling(self) -> Pooling:
+        """Of the first step."""
+        return Pooling("hat", self.recipe.pooling)
+
+    def pooled_network(self, encoder: CpicEncoder) -> EncoderWithHead:
+        """With a linear head on pooled moments."""
+        width = self.pooling.moments * encoder.features + self.covariates.shape[1]
+        return EncoderWithHead(encoder, linear_outputs(width, self.answers.task.outputs, self.device))
+
+    def pooled(self, network: EncoderWithHead) -> tuple[Learner, TrainingConfig]:
+        """By all scans; with patience, by those of five patients in six, judged by the others."""
+        recipe, scans = self.recipe, np.arange(len(self.cohort.inputs.scans))
+        learner: Learner
+        if recipe.patience is None:
+            learner = self._pooled(network, scans)
+        else:
+            held_out = self._held_out(recipe.patience)
+            learning, judging = (
+                self._pooled(network, scans[~held_out]),
+                self._pooled(network, scans[held_out]),
+            )
+            learner = HeldOut(learning, judging, self.seed)
+        return learner, _training(recipe, recipe.steps, learner.items, recipe.rate, recipe.patience)
+
+    def projected_network(self, encoder: CpicEncoder) -> EncoderWithHead:
+        """With the paper's perceptron on principal features, or a linear head."""
+        width, outputs = self.recipe.projection.count + self.covariates.shape[1], self.answers.task.outputs
+        head: torch.nn.Module = linear_outputs(width, outputs, self.device)
+        if self.recipe.perceptron:
+            head = Head(width, self.seed, outputs=outputs, hidden=HIDDEN, dtype=torch.float64).to(self.device)
+        return EncoderWithHead(encoder, head)
+
+    def projected(self, network: EncoderWithHead) -> tuple[Learner, TrainingConfig]:
+        """By all scans, seen by the encoder as the first step left it."""
+        recipe, cohort = self.recipe, self.cohort
+        seen_by = LearnedCpic(network.encoder)
+        if recipe.steps:
+            seen_by = calibrated(network.encoder, cohort.inputs.scans, self.seed, self.device)
+        learner = ProjectedLearner(
+            network, cohort, self.answers, self.covariates, seen_by, recipe.projection, self.device
+        )
+        return learner, _training(recipe, recipe.projected_steps, learner.items, recipe.projected_rate)
+
+    def _pooled(self, network: EncoderWithHead, scans: Int64) -> PooledLearner:
+        """By some scans."""
+        recipe, rows = self.recipe, self.cohort.inputs.rows_of(scans)
+        strategy: Strategy = Randomly(recipe.voxels, self.pooling)
+        if recipe.uniform < 1:
+            strategy = Guided(recipe.voxels, self.pooling, recipe.uniform)
+        return PooledLearner(
+            network, self.cohort.only(scans), self.answers, self.covariates[rows], strategy, self.device
+        )
+
+    def _held_out(self, patience: int) -> Bool[Array, " s"]:
+        """Which scans are of the sixth of the patients that judges."""
+        patients = self.cohort.patients
+        held_out = patient_folds(patients, min(HELD_OUT_FOLDS, len(set(patients))), seed=self.seed) == 0
+        if (few := int(held_out.sum())) < LEAST_BATCH:
+            allowed = f"none where fewer than {LEAST_BATCH} scans are held out, here {few}"
+            raise InvalidConfig("patience", patience, allowed)
+        return np.asarray(held_out)
+
+
+def _training(
+    recipe: EncoderTraining, steps: int, scans: int, rate: float, patience: int | None = None
+) -> TrainingConfig:
+    """So many steps, in whole epochs."""
+    epochs = max(1, round(steps / max(1, scans // recipe.batch)))
+    return TrainingConfig(
+        epochs=epochs, batch=recipe.batch, rate=rate, weight_decay=recipe.weight_decay, patience=patience
+    )
 
 
 def first_encoder(
@@ -154,8 +230,8 @@ def first_encoder(
 ) -> CpicEncoder:
     """The best of `starts` random encoders, by the inner error of a linear head on their pooled moments.
 
-    Some starts see nothing of what is asked (narrow layers of rectified units may be dead to it), and no
-    descent finds it from there in the steps that there are. `report` is called with the phase "starts".
+    Some starts see more of what is asked than others, and learn in fewer steps. `report` is called with the
+    phase "starts".
     """
     channels = cohort.inputs.scans[0].channels
     networks = [recipe.encoder.network(channels, own, device) for own in seeds_of(seed, recipe.starts)]
@@ -193,52 +269,3 @@ def _inner_error(features: Float64[Array, "s p"], cohort: Cohort, task: Task, se
         seed=seed,
     )
     return head.choice.error
-
-
-def _pooled_learner(
-    recipe: EncoderTraining,
-    network: EncoderWithHead,
-    cohort: Cohort,
-    answers: Answers,
-    covariates: Float64[Array, "n t"],
-    seed: int,
-    device: torch.device,
-) -> Learner:
-    """Of all scans; with patience, of those of five patients in six, judged by the others."""
-    pooling = Pooling("hat", recipe.pooling)
-    uniform = recipe.uniform == 1
-    strategy: Strategy = (
-        Randomly(recipe.voxels, pooling) if uniform else Guided(recipe.voxels, pooling, recipe.uniform)
-    )
-
-    def learner(scans: Int64) -> PooledLearner:
-        rows = cohort.inputs.rows_of(scans)
-        return PooledLearner(network, cohort.only(scans), answers, covariates[rows], strategy, device)
-
-    everyone = np.arange(len(cohort.inputs.scans))
-    if recipe.patience is None:
-        return learner(everyone)
-    held_out = patient_folds(cohort.patients, min(HELD_OUT_FOLDS, len(set(cohort.patients))), seed=seed) == 0
-    if (few := int(held_out.sum())) < LEAST_BATCH:
-        raise InvalidConfig(
-            "patience", recipe.patience, f"none where fewer than {LEAST_BATCH} scans are held out, here {few}"
-        )
-    return HeldOut(learner(everyone[~held_out]), learner(everyone[held_out]), seed)
-
-
-def _training(
-    steps: int, scans: int, batch: int, rate: float, weight_decay: float, patience: int | None = None
-) -> TrainingConfig:
-    """So many steps, in whole epochs."""
-    epochs = max(1, round(steps / max(1, scans // batch)))
-    return TrainingConfig(epochs=epochs, batch=batch, rate=rate, weight_decay=weight_decay, patience=patience)
-
-
-def _projected_head(
-    recipe: EncoderTraining, task: Task, covariates: int, seed: int, device: torch.device
-) -> torch.nn.Module:
-    """The paper's perceptron, or a linear head."""
-    width = recipe.projection.count + covariates
-    if not recipe.perceptron:
-        return linear_outputs(width, task.outputs, device)
-    return Head(width, seed, outputs=task.outputs, hidden=HIDDEN, dtype=torch.float64).to(device)
