@@ -38,6 +38,7 @@ from models.regressors.encoder_training import Trained, train_encoder
 from models.regressors.encoders import calibrated, recalibrated
 from models.regressors.neural import Answers
 from models.regressors.readouts import (
+    PRINCIPAL,
     FibreReadout,
     FibreReadoutConfig,
     Readout,
@@ -234,7 +235,7 @@ class Family:
 
 
 TT = FibreReadoutConfig(FibreConfig(layout="tt", rank=10), counts=(10,), poolings=(2,))
-ALONE = {"cpic": ("principal 10", "kernel", "moments 2"), "cpic TT": ("kernel", "moments 2")}
+ALONE = {"cpic": ("principal 10", "moments 2"), "cpic TT": ("moments 2",)}
 """Blocks of features that are reported by themselves."""
 
 
@@ -283,7 +284,7 @@ class PaperForm:
         self, trained: Trained, basis: Basis, training: Cohort, test: Cohort, seed: int
     ) -> tuple[Float64[Array, "m o"], Facts]:
         encoder, config = LearnedCpic(trained.encoder), self.recipe.projection
-        read = FibreReadoutConfig(config.fibres, counts=(config.count,), kernel=False, poolings=())
+        read = FibreReadoutConfig(config.fibres, counts=(config.count,), block=PRINCIPAL, poolings=())
         readout = FibreReadout(read, lambda scan: encoder, encoder.features, seed, basis, np.empty(0), CPU)
         seen, _ = _asked(readout, training)
         asked, facts = _asked(readout, test)

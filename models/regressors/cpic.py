@@ -23,7 +23,7 @@ from models.learning.task import Task
 from models.regressors.cpic_model import CpicModel, loaded_encoder
 from models.regressors.encoder_training import EncoderTraining, train_encoder
 from models.regressors.encoders import EncoderConfig, ProjectionConfig, calibrated
-from models.regressors.readouts import FibreReadout, FibreReadoutConfig
+from models.regressors.readouts import PRINCIPAL, FibreReadout, FibreReadoutConfig
 from models.regressors.settings import recipe_of
 from models.training import Watch
 from models.types import Array
@@ -50,7 +50,7 @@ class Cpic(EncoderTraining):
             projected_steps=200,
             projection=ProjectionConfig(fibres=fibres),
             perceptron=True,
-            readout=FibreReadoutConfig(fibres=fibres, counts=(10,), kernel=False, poolings=()),
+            readout=FibreReadoutConfig(fibres=fibres, counts=(10,), block=PRINCIPAL, poolings=()),
         )
 
     def fit(self, cohort: Cohort, task: Task, *, seed: int, device: torch.device, watch: Watch) -> CpicModel:

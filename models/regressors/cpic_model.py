@@ -54,11 +54,11 @@ class CpicModel:
         histories: Mapping[str, History],
         seed: int,
     ) -> Self:
-        """With the head of the block whose inner error is least."""
+        """With the head of the block that is offered; of several, of the one whose inner error is least."""
         inputs = cohort.inputs
         heads = {
             name: LinearHead.fit(
-                features[inputs.scan_of, where],
+                features[inputs.scan_of, readout.blocks[name]],
                 cohort.targets,
                 cohort.row_patients,
                 task,
@@ -66,7 +66,7 @@ class CpicModel:
                 proportional=name in readout.proportional,
                 seed=seed,
             )
-            for name, where in readout.blocks.items()
+            for name in readout.offered
         }
         errors = {name: head.choice.error for name, head in heads.items()}
         block = min(errors, key=lambda name: errors[name])

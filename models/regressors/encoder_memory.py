@@ -62,7 +62,7 @@ class EncoderMemory:
         """Of principal features that a head is offered; with a kernel nearly as many as anchors."""
         if not isinstance(self.readout, FibreReadoutConfig):
             return ()
-        return (*self.readout.counts, self.readout.anchors) if self.readout.kernel else self.readout.counts
+        return (*self.readout.counts, self.readout.anchors) if self.readout.whole else self.readout.counts
 
     def _encoder(self, extent: Extent) -> LearnedCpic:
         """One of the kind that is trained, with what encoding a cube takes."""

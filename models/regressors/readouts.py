@@ -3,8 +3,9 @@
 Two ways, with one face. `FibreReadout` is C-PIC's: fibres, their train, its principal features (by the
 anchors of the training), itself (`KERNEL`: all principal features in proportion, so that a ridge on them is
 kernel ridge regression with inner products of trains) and its pooled moments. `VoxelReadout` is the plain
-one: pooled moments, estimated from random voxels. A head takes one block, whichever inner cross-validation
-prefers.
+one: pooled moments, estimated from random voxels. A head takes one block: the train itself, which has all that
+the others have, or whichever inner cross-validation prefers. That is misled by an encoder that has learned
+from the same rows, most where they are few.
 
 How far a scan is from those of the training is told by what of its train the principal axes do not span
 (`models.regressors.distances`).
@@ -51,6 +52,8 @@ HELD_OUT, CONFIDENCE = 4000, 0.95
 """Voxels that a look tests a train at, and the confidence of its certificate."""
 KERNEL = "kernel"
 """The block of a train itself."""
+BEST, PRINCIPAL = "best", "principal"
+"""What may be asked for beside blocks by name: whichever has the least inner error, or all of `counts`."""
 LEAST_DISTANCE_SCANS = 3
 """With fewer anchors nothing can be said of distances."""
 
@@ -106,6 +109,11 @@ class Readout(ABC):
         """Where each block of features stands."""
 
     @property
+    def offered(self) -> tuple[str, ...]:
+        """The blocks that a head may take."""
+        return tuple(self.blocks)
+
+    @property
     def proportional(self) -> frozenset[str]:
         """Blocks whose features keep their proportions."""
         return frozenset()
@@ -157,14 +165,15 @@ class Readout(ABC):
 class FibreReadoutConfig:
     """How scans are read by fibres. Raises InvalidConfig, naming the setting.
 
-    `counts` are the numbers of principal features that are offered, `poolings` the functions per axis of the
-    moments; either may be empty. With counts and `kernel`, trains themselves are offered too. At most
-    `anchors` scans make the basis: drawn, where there are more.
+    `counts` are numbers of principal features, `poolings` functions per axis of moments; either may be empty.
+    `block` is what the head takes: `kernel`, the train itself (which needs counts), `principal`, the largest
+    of `counts`, `principal 10`, `moments 2`, or `best`, whichever inner cross-validation prefers. At most `anchors` scans make the basis: drawn,
+    where there are more.
     """
 
     fibres: FibreConfig = field(default_factory=FibreConfig)
     counts: tuple[int, ...] = (10, 30)
-    kernel: bool = True
+    block: str = KERNEL
     poolings: tuple[int, ...] = (2, 3)
     anchors: int = 256
 
@@ -172,6 +181,19 @@ class FibreReadoutConfig:
         if not self.counts and not self.poolings:
             raise InvalidConfig("counts", self.counts, "not empty where poolings are")
         refuse_outside(self, counts=(1, 4096), poolings=(1, 16), anchors=(2, 4096))
+        if self.block not in (known := [BEST, *self._names]):
+            raise InvalidConfig("block", self.block, f"one of {', '.join(known)}")
+
+    @property
+    def whole(self) -> bool:
+        """Whether trains themselves may be taken."""
+        return bool(self.counts) and self.block in (KERNEL, BEST)
+
+    @property
+    def _names(self) -> list[str]:
+        principal = [f"principal {count}" for count in self.counts]
+        whole = [KERNEL, PRINCIPAL] if self.counts else []
+        return principal + whole + [f"moments {count}" for count in self.poolings]
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +239,7 @@ class FibreReadout(Readout):
         if config.counts:
             drawn = np.random.default_rng([seed, len(scans)]).permutation(len(scans))[: config.anchors]
             chosen = np.sort(drawn).tolist()
-            axes = max(*config.counts, len(chosen) - 1) if config.kernel else max(config.counts)
+            axes = max(*config.counts, len(chosen) - 1 if config.whole else 0)
             basis = Basis.of(stacked([made[number][0] for number in chosen]), axes)
             distances = np.empty(0)
             if len(chosen) >= LEAST_DISTANCE_SCANS:
@@ -232,9 +254,18 @@ class FibreReadout(Readout):
         """Principal features first; smaller counts are the first of them."""
         blocks = {f"principal {count}": slice(0, count) for count in self.config.counts}
         start = 0 if self.basis is None else self.basis.width
-        if self.config.kernel and start:
+        if self.config.whole and start:
             blocks[KERNEL] = slice(0, start)
         return blocks | _moments(self.config.poolings, self.features, start)
+
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """The block of the settings."""
+        if self.config.block == BEST:
+            return tuple(self.blocks)
+        if self.config.block == PRINCIPAL:
+            return (f"principal {max(self.config.counts)}",)
+        return (self.config.block,)
 
     @property
     def proportional(self) -> frozenset[str]:

@@ -17,7 +17,7 @@ from models.learning.cohort import Cohort
 from models.limits import refuse_outside
 from models.regressors.base import Extent
 from models.regressors.memory import look_bytes, trains_bytes
-from models.regressors.readouts import FibreReadout, FibreReadoutConfig
+from models.regressors.readouts import PRINCIPAL, FibreReadout, FibreReadoutConfig
 from models.types import Array, CubeSource, Ranged, Report
 
 ANY = -LARGEST, LARGEST
@@ -66,7 +66,11 @@ class TrainFeaturesConfig:
 
     def _readout(self) -> FibreReadoutConfig:
         return FibreReadoutConfig(
-            self.fibres, counts=(self.count,), kernel=False, poolings=(), anchors=self.anchors
+            self.fibres,
+            counts=(self.count,),
+            block=PRINCIPAL,
+            poolings=(),
+            anchors=self.anchors,
         )
 
 

@@ -231,7 +231,7 @@ def test_a_case_is_tried_from_end_to_end(made):
     json.dumps(told, allow_nan=False)
     assert (told["rows"], told["splits"]) == (4, 1)
     names = ["constant", "voxel_ridge", "intensities", "random_voxels", "cpic", "cpic principal 10"]
-    assert list(told["regressors"]) == [*names, "cpic kernel", "cpic moments 2", "cpic own head"]
+    assert list(told["regressors"]) == [*names, "cpic moments 2", "cpic own head"]
     row = told["regressors"]["cpic"]
     assert (row["seeds"], len(row["answers"]), len(row["r2"]["seeds"])) == (2, 2, 2)
     assert row["epoch_s"] > 0

@@ -43,7 +43,7 @@ from models.training import Watch
 CPU = torch.device("cpu")
 SHAPE = (10, 10, 10)
 MEAN = Task()
-READOUT = FibreReadoutConfig(FibreConfig(layout="tt", rank=3), counts=(2, 4), poolings=(1,))
+READOUT = FibreReadoutConfig(FibreConfig(layout="tt", rank=3), counts=(2, 4), block="best", poolings=(1,))
 RECIPE = Cpic(
     EncoderConfig(hidden=(4, 4), features=1),
     starts=1,
@@ -113,10 +113,18 @@ def test_the_head_takes_the_block_that_inner_cross_validation_prefers() -> None:
     assert list(model.inner_errors) == ["principal 2", "principal 4", "kernel", "moments 1"]
     assert model.block == min(model.inner_errors, key=lambda block: model.inner_errors[block])
     assert model.head.choice.error == model.inner_errors[model.block]
-    width = {"principal 2": 2, "principal 4": 4, "moments 1": 2}[model.block]
+    width = {"principal 2": 2, "principal 4": 4, "kernel": 29, "moments 1": 2}[model.block]
     assert model.head.weights.shape == (width, 1)
     weights = sum(array.size for array in weights_of(model.encoder.network).values())
     assert model.manifest()["parameters"] == weights + model.head.parameters
+
+
+def test_unless_asked_otherwise_the_head_takes_the_train_itself() -> None:
+    model = fitted(replace(QUICK, steps=0), texture(7))
+    assert (model.block, list(model.inner_errors)) == ("kernel", ["kernel"])
+    assert model.head.weights.shape == (6, 1)
+    named = replace(QUICK, steps=0, readout=replace(QUICK.readout, block="principal"))
+    assert fitted(named, texture(7)).block == "principal 2"
 
 
 def test_the_head_that_descended_answers_new_scans_too() -> None:
@@ -199,7 +207,7 @@ def test_the_papers_settings_are_changed_in_part() -> None:
     recipe = Cpic.from_settings(PAPER)
     assert recipe.encoder == EncoderConfig((2,), 2, 0.0, sigmoid=True, intensity=False)
     fibres = FibreConfig(layout="qtt", sampling="scalar", rank=2, oversampling=1.0, sweeps=1)
-    assert recipe.readout == FibreReadoutConfig(fibres, counts=(2,), kernel=False, poolings=())
+    assert recipe.readout == FibreReadoutConfig(fibres, counts=(2,), block="principal", poolings=())
     assert recipe.projection == ProjectionConfig(2, 4, fibres=fibres)
     assert recipe.perceptron
     assert Cpic.from_settings({"mode": "paper"}) == Cpic.paper()

@@ -148,17 +148,17 @@ def test_a_ridge_on_the_kernel_block_is_kernel_ridge_regression_on_trains() -> N
 
 
 @pytest.mark.parametrize(
-    ("counts", "kernel", "poolings", "blocks"),
+    ("counts", "block", "poolings", "blocks"),
     [
-        ((3,), False, (), ["principal 3"]),
-        ((3,), True, (), ["principal 3", "kernel"]),
-        ((), True, (2,), ["moments 2"]),
+        ((3,), "principal", (), ["principal 3"]),
+        ((3,), "kernel", (), ["principal 3", "kernel"]),
+        ((), "best", (2,), ["moments 2"]),
     ],
 )
 def test_kinds_of_blocks_may_be_left_out(
-    counts: tuple[int, ...], kernel: bool, poolings: tuple[int, ...], blocks: list[str]
+    counts: tuple[int, ...], block: str, poolings: tuple[int, ...], blocks: list[str]
 ) -> None:
-    readout, features = fitted(replace(CONFIG, counts=counts, kernel=kernel, poolings=poolings))
+    readout, features = fitted(replace(CONFIG, counts=counts, block=block, poolings=poolings))
     assert list(readout.blocks) == blocks
     seen = readout.see(SCANS[3])
     assert np.array_equal(seen.features(), features[3])
@@ -369,6 +369,9 @@ def test_reading_is_told_scan_by_scan_and_may_be_ended() -> None:
     ("make", "settings", "named"),
     [
         (FibreReadoutConfig, {"counts": (), "poolings": ()}, "counts"),
+        (FibreReadoutConfig, {"counts": ()}, "block"),
+        (FibreReadoutConfig, {"block": "moments 4"}, "block"),
+        (FibreReadoutConfig, {"block": "principal 11"}, "block"),
         (FibreReadoutConfig, {"counts": (0,)}, "counts"),
         (FibreReadoutConfig, {"poolings": (2, 0)}, "poolings"),
         (FibreReadoutConfig, {"anchors": 0}, "anchors"),

@@ -264,9 +264,9 @@ def test_a_lone_scan_and_wrong_settings_are_refused() -> None:
     nested = {"trains": {"count": 5, "fibres": {"layout": "qtt", "rank": 3}}}
     assert TtRidge.from_settings(nested).trains.fibres == FibreConfig(layout="qtt", rank=3)
     for recipe, settings, named in (
-        (TtRidge, {"trains": {"count": 0}}, "count"),
-        (TtRidge, {"trains": {"anchors": 1}}, "anchors"),
-        (TtRidge, {"trains": {"fibres": {"rank": 0}}}, "rank"),
+        (TtRidge, {"trains": {"count": 0}}, "trains.count"),
+        (TtRidge, {"trains": {"anchors": 1}}, "trains.anchors"),
+        (TtRidge, {"trains": {"fibres": {"rank": 0}}}, "trains.fibres.rank"),
         (TtRidge, {"trains": 3}, "trains"),
         (TtMlp, {"batch_norm": 1}, "batch_norm"),
         (TtMlp, {"hidden": [3]}, "hidden"),
