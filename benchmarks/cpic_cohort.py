@@ -179,7 +179,6 @@ MASKS = PreparationConfig(grid="pad", intensity="fixed", centre=0.0, scale=1.0)
 HEADS = PreparationConfig(grid="pad", intensity="standard")
 CROPS = PreparationConfig(grid="pad", intensity="robust")
 COARSE = {"grid": 2}
-LESION_VOXELS = {"steps": 100, "uniform": 0.2, "readout": settings_of(LESIONS.voxels)}
 VARIANTS = {
     "paper's width ": Cpic(encoder=EncoderConfig(hidden=(5, 15, 25), features=16)),
     "sigmoid ": Cpic(encoder=EncoderConfig(sigmoid=True)),
@@ -286,8 +285,8 @@ CASES: dict[str, Case] = {
     "soop": real_case(
         Real("soop", MASKS),
         OF_MASKS,
-        {LESIONS: SEEDS, QUANTISED: ONE},
-        Auto({"voxel_ridge": COARSE, "random_voxels": LESION_VOXELS}, folds=3),
+        {QUANTISED: SEEDS, LESIONS: ONE},
+        Auto({"voxel_ridge": COARSE}, folds=3),
     ),
 }
 

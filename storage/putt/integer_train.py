@@ -1,0 +1,118 @@
+"""A quantised train of small integers, and its values: the same bits on any machine, with any threads.
+
+    x = offset + step q_1 H_2 H_3 ... H_L,    H_b[j] = q_b[j] 2^{-s_b[j] / 16}
+
+q_b (r_{b-1}, n_b, r_b) are integers, s_b (r_{b-1},) too: a row of H_b has about unit norm, and s_b says how
+much its direction carries, in sixteenths of an octave of the step (the singular value at the bond before it).
+
+H is held in fixed point, in units of 2^-24, and products are rounded to it again. As float64 holds integers
+exactly up to 2^53, no matrix product of these rounds, so that their order cannot matter: rows have norms of
+about 1, and with u = 2^24 sums stay below 2^53 = 32 u^2, by the Cauchy-Schwarz inequality. Products are made
+from the right, for a part of the values as for all: a part has the same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import isqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+OCTAVE = 16
+"""Steps of `scales` in a factor of two."""
+UNIT = 1 << 24
+
+
+def _fractions() -> Float64:
+    """2^(k / 16) for k = 0 ... 15 in units of 2^-30, rounded down; by integers alone."""
+    shift = 30 * 16
+    return np.array([isqrt(isqrt(isqrt(isqrt(1 << (shift + k))))) for k in range(OCTAVE)], np.float64)
+
+
+FRACTIONS = _fractions()
+
+
+def power(scales: Int64) -> Float64:
+    """2^(s / 16), relative error 1e-9; the same bits everywhere."""
+    octaves, rest = np.divmod(scales, OCTAVE)
+    return np.asarray(np.ldexp(FRACTIONS[rest], octaves - 30))
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerTrain:
+    """`cores[b]` is q_{b+1}, (r, n, r') with r = 1 at first and r' = 1 at last; `scales[b]` are s_{b+2}.
+
+    Raises ValueError for cores that do not fit together.
+    """
+
+    cores: tuple[Int64, ...]
+    scales: tuple[Int64, ...]
+    step: float
+    offset: float
+
+    def __post_init__(self) -> None:
+        lefts = [1, *(len(scales) for scales in self.scales)]
+        if len(self.cores) != len(lefts) or [core.shape[0] for core in self.cores] != lefts:
+            raise ValueError(
+                f"cores of {[core.shape for core in self.cores]} do not fit scales of {lefts[1:]}"
+            )
+        if [core.shape[2] for core in self.cores] != [*lefts[1:], 1]:
+            raise ValueError(f"cores of {[core.shape for core in self.cores]} do not fit together")
+
+    @property
+    def modes(self) -> tuple[int, ...]:
+        """Digits of each level."""
+        return tuple(core.shape[1] for core in self.cores)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Of the inner bonds."""
+        return tuple(len(scales) for scales in self.scales)
+
+    @cached_property
+    def rows(self) -> tuple[Float64, ...]:
+        """H_2 ... H_L in fixed point: whole numbers, (r, n, r')."""
+        return tuple(
+            np.rint(core * (UNIT * power(-scales))[:, None, None])
+            for core, scales in zip(self.cores[1:], self.scales, strict=True)
+        )
+
+    def right(self, bond: int, levels: int) -> Float64:
+        """H_{bond+1} ... with means over what is finer than `levels`: (r_bond, n_{bond+1} ... n_levels)."""
+        product = np.full((1, 1), float(UNIT))
+        for level in range(len(self.cores) - 1, bond - 1, -1):
+            row = self.rows[level - 1]
+            if level >= levels:
+                product = np.rint(row.sum(axis=1) @ product / (UNIT * row.shape[1]))
+            else:
+                wide = row.reshape(-1, row.shape[2]) @ product
+                product = np.rint(wide / UNIT).reshape(len(row), -1)
+        return product
+
+    def values(self, levels: int | None = None) -> Float64:
+        """All values by digits of the first `levels`, (n_1, ..., n_l): means over what is finer."""
+        kept = len(self.cores) if levels is None else levels
+        return self._scaled(self.cores[0][0] @ self.right(1, kept)).reshape(self.modes[:kept])
+
+    def blocks(self, prefixes: Int64) -> Float64:
+        """The values of m blocks, whose first digits are given, (m, b) with b >= 1: (m, n_{b+1} ... n_L)."""
+        bond = prefixes.shape[1]
+        of = np.zeros(len(prefixes), np.int64)
+        known = self.right(bond, len(self.cores))[None]
+        for level in range(bond - 1, 0, -1):
+            longer, numbers = np.unique(prefixes[:, level:], axis=0, return_inverse=True)
+            shorter = np.zeros(len(longer), np.int64)
+            shorter[numbers] = of
+            core = self.rows[level - 1][:, longer[:, 0]].transpose(1, 0, 2)
+            known, of = np.rint(core @ known[shorter] / UNIT), numbers
+        first = self.cores[0][0, prefixes[:, 0]].astype(np.float64)
+        return self._scaled((first[:, None] @ known[of])[:, 0])
+
+    def _scaled(self, product: Float64) -> Float64:
+        """Of whole numbers in units of step / 2^24."""
+        return self.offset + product * (self.step / UNIT)
