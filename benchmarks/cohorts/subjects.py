@@ -49,7 +49,7 @@ from models.regressors.settings import settings_of
 from models.training import Watch
 from models.tt.train import TensorTrain
 from models.types import Array, CubeSource
-from workers.jobs.train import AUTOMATIC, TrainParameters
+from workers.jobs.train import ENCODER_PATIENTS, TrainParameters, automatic
 from workers.trials import Terms, tried
 
 CPU = torch.device("cpu")
@@ -337,18 +337,19 @@ class Auto:
     @property
     def settings(self) -> Mapping[str, Any]:
         """See `Subject`."""
-        recipes = {name: settings_of(recipe) for name, recipe in self.recipes(covariates=True).items()}
+        whole = self.recipes(ENCODER_PATIENTS, covariates=True)
+        recipes = {name: settings_of(recipe) for name, recipe in whole.items()}
         return {"folds": self.folds, "candidates": recipes}
 
-    def recipes(self, *, covariates: bool) -> dict[str, Regressor]:
-        """From simple to complex; `tabular` where there are covariates."""
-        names = [name for name in AUTOMATIC if covariates or name != "tabular"]
+    def recipes(self, patients: int, *, covariates: bool) -> dict[str, Regressor]:
+        """From simple to complex; `tabular` where there are covariates, encoders where patients are many."""
+        names = [name for name in automatic(patients) if covariates or name != "tabular"]
         return {name: REGRESSORS[name].from_settings(self.given.get(name, {})) for name in names}
 
     def __call__(self, training: Cohort, test: Cohort, seed: int) -> Told:
         """Choose in folds of the training alone, fit to all of it, and predict."""
         began, patients = time.process_time(), training.row_patients
-        recipes = self.recipes(covariates=training.inputs.covariates.shape[1] > 0)
+        recipes = self.recipes(len(set(patients)), covariates=training.inputs.covariates.shape[1] > 0)
         folds = patient_folds(patients, self.folds, seed=seed, targets=training.targets)
         trials = tried(recipes, training, Terms(TASK, folds, metrics_of(TASK), seed, CPU), Watch())
         losses = {name: trial.validation.losses for name, trial in trials.made.items()}

@@ -3,9 +3,9 @@
 Two ways, with one face. `FibreReadout` is C-PIC's: fibres, their train, its principal features (by the
 anchors of the training), itself (`KERNEL`: all principal features in proportion, so that a ridge on them is
 kernel ridge regression with inner products of trains) and its pooled moments. `VoxelReadout` is the plain
-one: pooled moments, estimated from random voxels. A head takes one block: the train itself, which has all that
-the others have, or whichever inner cross-validation prefers. That is misled by an encoder that has learned
-from the same rows, most where they are few.
+one: pooled moments, estimated from random voxels. A head takes one block: the train itself, which has all
+that the others have, or whichever inner cross-validation prefers. That is misled by an encoder that has
+learned from the same rows, most where they are few.
 
 How far a scan is from those of the training is told by what of its train the principal axes do not span
 (`models.regressors.distances`).
@@ -167,8 +167,8 @@ class FibreReadoutConfig:
 
     `counts` are numbers of principal features, `poolings` functions per axis of moments; either may be empty.
     `block` is what the head takes: `kernel`, the train itself (which needs counts), `principal`, the largest
-    of `counts`, `principal 10`, `moments 2`, or `best`, whichever inner cross-validation prefers. At most `anchors` scans make the basis: drawn,
-    where there are more.
+    of `counts`, `principal 10`, `moments 2`, or `best`, whichever inner cross-validation prefers. At most
+    `anchors` scans make the basis: drawn, where there are more.
     """
 
     fibres: FibreConfig = field(default_factory=FibreConfig)

@@ -300,21 +300,25 @@ def test_the_clock_counts_the_last_stage():
     assert clock.facts(23, 5) == {"epoch_s": 2.0}
 
 
-def test_auto_is_the_product_s(parts):
+@pytest.mark.parametrize("patients", [2, 49, 50])
+def test_auto_is_the_product_s(patients):
     rows = [
-        {"volume_id": f"v{row}", "patient": "p", "target": 0.0, "covariates": {"age": 1.0}}
-        for row in range(2)
+        {"volume_id": f"v{row}", "patient": f"p{row}", "target": 0.0, "covariates": {"age": 1.0}}
+        for row in range(patients)
     ]
     product = TrainParameters.model_validate({"rows": rows, "regressor": "auto"})
     mine = Auto()
-    assert mine.recipes(covariates=True) == recipes_of(product)
-    assert list(mine.recipes(covariates=False)) == [name for name in recipes_of(product) if name != "tabular"]
+    assert mine.recipes(patients, covariates=True) == recipes_of(product)
+    plain = [name for name in recipes_of(product) if name != "tabular"]
+    assert list(mine.recipes(patients, covariates=False)) == plain
+    assert ("cpic" in plain) == (patients == 50)
     assert mine.folds == product.folds
 
 
 def test_auto_chooses_among_answers_out_of_the_training_s_folds(parts, monkeypatch):
     training, test = parts
-    monkeypatch.setattr(subjects, "AUTOMATIC", ["constant", "tabular", "voxel_ridge", "random_voxels"])
+    names = ["constant", "tabular", "voxel_ridge", "random_voxels"]
+    monkeypatch.setattr(subjects, "automatic", lambda patients: names)
     settings = {
         "voxel_ridge": {"grid": 2},
         "random_voxels": {"steps": 0, "starts": 1, "readout": {"count": 60, "strata": 2}},
@@ -323,7 +327,7 @@ def test_auto_chooses_among_answers_out_of_the_training_s_folds(parts, monkeypat
     ((answers, facts),) = subject(training, test, 3).values()
     folds = patient_folds(training.row_patients, 2, seed=3, targets=training.targets)
     terms = Terms(TASK, folds, metrics_of(TASK), 3, CPU)
-    made = trials_of(subject.recipes(covariates=False), training, terms, Watch()).made
+    made = trials_of(subject.recipes(50, covariates=False), training, terms, Watch()).made
     assert list(made) == ["constant", "voxel_ridge", "random_voxels"]
     losses = {name: trial.validation.losses for name, trial in made.items()}
     chosen = auto(losses, training.row_patients, seed=3).chosen

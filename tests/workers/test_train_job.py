@@ -229,6 +229,13 @@ def test_a_candidate_that_cannot_take_the_cohort_is_passed_over_and_told(
     assert (named.state, named.error["code"]) == (JobState.FAILED, "invalid-shape")
 
 
+def test_with_few_patients_auto_trains_no_encoder_unasked(school: School) -> None:
+    result = school.train(regressor="auto", settings={}).result
+    assert result is not None
+    assert not {each["regressor"] for each in result["compared"]} & {"cpic", "random_voxels"}
+    assert "not-tried" in [warning["code"] for warning in result["warnings"]]
+
+
 def test_a_choice_says_what_it_was_among(
     school: School, recorded: type[Recorded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -542,7 +549,7 @@ def test_settings_are_published_with_their_defaults() -> None:
     for word in ("pad", "resample", "robust", "fixed", "canonical"):
         assert word in parts["preparation"]["description"]
     asked = {"rows": [{"volume_id": "v", "patient": "p", "target": 1.0}], "settings": settings}
-    assert len(recipes_of(Train().parse(asked))) > 3
+    assert len(recipes_of(Train().parse({**asked, "candidates": list(REGRESSORS)}))) > 5
 
 
 def test_tabular_needs_covariates(school: School) -> None:

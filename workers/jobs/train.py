@@ -42,9 +42,8 @@ from workers.trials import Terms, Trial, learning_of
 METRICS, PREDICTIONS = "metrics.json", "predictions.csv"
 SLOW = ("tt_mlp", "resnet3d")
 """Networks that take far longer than the others on a CPU: `auto` tries them where they are named."""
-AUTOMATIC = [name for name in REGRESSORS if name not in SLOW]
-
-
+ENCODERS, ENCODER_PATIENTS = ("random_voxels", "cpic"), 50
+"""Recipes that train an encoder, and the fewest patients with whom `auto` tries them unasked."""
 DEFAULTS: dict[str, Any] = {name: settings_of(kind.from_settings({})) for name, kind in REGRESSORS.items()}
 """Every regressor's settings."""
 
@@ -64,10 +63,11 @@ class TrainParameters(Parameters):
         json_schema_extra=choices([AUTO, *REGRESSORS]),
         description="recipe; auto: the simplest that none of the candidates beats",
     )
-    candidates: list[str] = Field(
-        AUTOMATIC,
+    candidates: list[str] | None = Field(
+        None,
         json_schema_extra={"items": {"type": "string", **choices(REGRESSORS)}},
-        description="what auto chooses among",
+        description=f"what auto chooses among; null: all but {' and '.join(SLOW)}, and with fewer than "
+        f"{ENCODER_PATIENTS} patients none that trains an encoder",
     )
     settings: dict[str, Any] = Field(
         {},
@@ -180,13 +180,19 @@ class Train(CohortKind[TrainParameters]):
         return Outcome(made.result(context.device, artifacts[0], time.perf_counter() - began), artifacts)
 
 
+def automatic(patients: int) -> list[str]:
+    """What `auto` chooses among unless it is told."""
+    few = patients < ENCODER_PATIENTS
+    return [name for name in REGRESSORS if name not in SLOW and not (few and name in ENCODERS)]
+
+
 def recipes_of(parameters: TrainParameters) -> dict[str, Regressor]:
     """What is tried, from simple to complex. Raises InvalidParameters, naming each name and setting."""
-    automatic = parameters.regressor == AUTO
-    wanted = parameters.candidates if automatic else [parameters.regressor]
-    settings = _tables(parameters.settings) if automatic else {parameters.regressor: parameters.settings}
-    problems = _unknown("candidates" if automatic else "regressor", wanted)
-    problems += _no_tables(parameters.settings) if automatic else []
+    chooses = parameters.regressor == AUTO
+    wanted = _candidates(parameters) if chooses else [parameters.regressor]
+    settings = _tables(parameters.settings) if chooses else {parameters.regressor: parameters.settings}
+    problems = _unknown("candidates" if chooses else "regressor", wanted)
+    problems += _no_tables(parameters.settings) if chooses else []
     covariates = any(row.covariates for row in parameters.rows)
     if parameters.regressor == "tabular" and not covariates:
         problems.append(("/regressor", "tabular learns from covariates, and no row has any; take constant"))
@@ -197,11 +203,18 @@ def recipes_of(parameters: TrainParameters) -> dict[str, Regressor]:
                 made[name] = regressor.from_settings(settings.get(name, {}))
             except InvalidConfig as error:
                 own = error.setting.split(".")
-                steps = (name, *own) if automatic else own
+                steps = (name, *own) if chooses else own
                 problems.append((pointer("settings", *steps), str(error)))
     if problems:
         raise InvalidParameters(problems)
     return {name: recipe for name, recipe in made.items() if covariates or name != "tabular"}
+
+
+def _candidates(parameters: TrainParameters) -> list[str]:
+    """What `auto` was told to choose among, or chooses among."""
+    if parameters.candidates is not None:
+        return parameters.candidates
+    return automatic(len({row.patient for row in parameters.rows}))
 
 
 def _tables(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -346,7 +359,18 @@ class _Made:
 
     def _warnings(self) -> Sequence[Caveat]:
         own = self.learning.warnings(len(self.table.records))
-        return [*mixed(self.scans.preparation), *self.scans.warnings(), *own]
+        return [*mixed(self.scans.preparation), *self.scans.warnings(), *self._left_out(), *own]
+
+    def _left_out(self) -> list[Caveat]:
+        """That encoders were not tried, where they would have been with more patients."""
+        unasked = self.parameters.regressor == AUTO and self.parameters.candidates is None
+        if not unasked or (patients := len(set(self.table.patients))) >= ENCODER_PATIENTS:
+            return []
+        text = (
+            f"with {patients} patients none that trains an encoder was tried ({', '.join(ENCODERS)}): from "
+            f"{ENCODER_PATIENTS} on they are, or where candidates name them"
+        )
+        return [Caveat("not-tried", text)]
 
 
 def _figures(trial: Trial) -> dict[str, Figure]:
