@@ -81,6 +81,16 @@ class Digits:
         whole = by_bits.reshape([1 << own for own in bits])
         return whole[tuple(slice(side) for side in self.shape)] if levels is None else whole
 
+    def prefixes(self, places: NDArray[np.int64], levels: int) -> NDArray[np.int64]:
+        """The first digits (m, levels) of sub-blocks, by their places (m, 3) in the grid of these."""
+        left = self.levels - levels
+        digits = np.zeros((len(places), levels), np.int64)
+        for level, axes in enumerate(self.axes[:levels]):
+            for axis in axes:
+                bit = self.levels - 1 - level - left
+                digits[:, level] = 2 * digits[:, level] + (places[:, axis] >> bit & 1)
+        return digits
+
     @cached_property
     def _order(self) -> list[int]:
         """The bits of (z, y, x), numbered axis by axis and coarsest first, in the order of the digits."""

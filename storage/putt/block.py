@@ -1,0 +1,119 @@
+"""A block of voxels as bytes that are complete in themselves: what is left to know is its shape and dtype.
+
+The first byte says what follows:
+
+    0  constant    the value, float64
+    1  train       step and offset, float64 each, and the coded train
+    2  as it is    the values, packed without loss: where they are not all finite, or a train takes more
+
+All numbers are little-endian. Integers are rounded to the nearest when they are read, and kept within their
+dtype. A part, and a coarser level of a train, are made from the train itself.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+from numcodecs import Blosc
+from numpy.typing import NDArray
+
+from storage.putt.coder import decoded, encoded
+from storage.putt.digits import Digits, Shape
+from storage.putt.factorising import factorised
+from storage.putt.integer_train import IntegerTrain
+
+Array = NDArray[Any]
+Dtype = np.dtype[Any]
+
+CONSTANT, TRAIN, AS_IT_IS = 0, 1, 2
+NUMBERS = struct.Struct("<dd")
+NUMBER = struct.Struct("<d")
+LOSSLESS = Blosc("zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)
+LEAST_PART = 2
+"""Levels of the sub-blocks that a part is made of: 4^3 voxels."""
+
+
+def block_bytes(values: Array, step: float) -> bytes:
+    """A block (z, y, x), as a train for a step unless something else is smaller. Raises ValueError for a bad
+    step.
+    """
+    if values.size and (values == values.flat[0]).all():
+        return bytes([CONSTANT]) + NUMBER.pack(float(values.flat[0]))
+    plain = bytes([AS_IT_IS]) + bytes(LOSSLESS.encode(np.ascontiguousarray(values)))
+    if not np.isfinite(values).all():
+        return plain
+    train = factorised(Digits.of(values.shape).split(values.astype(np.float64)), step)
+    coded = bytes([TRAIN]) + NUMBERS.pack(train.step, train.offset) + encoded(train)
+    return min(coded, plain, key=len)
+
+
+def block_values(data: bytes, shape: Shape, dtype: Dtype) -> Array:
+    """The whole block. Raises ValueError for bytes that are none of such a block."""
+    if (train := _train(data, shape)) is not None:
+        return _as(Digits.of(shape).joined(train.values()), dtype)
+    return _without_train(data, shape, dtype)
+
+
+def block_part(data: bytes, shape: Shape, dtype: Dtype, part: tuple[slice, slice, slice]) -> Array:
+    """The voxels of a part, with the bits that they have in the whole; of a train, without making the rest.
+
+    Slices have starts and stops within the block, and no steps. Raises ValueError as `block_values`.
+    """
+    train = _train(data, shape)
+    if train is None:
+        return _without_train(data, shape, dtype)[part]
+    digits = Digits.of(shape)
+    bond = digits.levels - LEAST_PART
+    if bond < 1:
+        return _as(digits.joined(train.values())[part], dtype)
+    sides = [1 << min(LEAST_PART, bits) for bits in digits.bits]
+    first = [axis.start // side for axis, side in zip(part, sides, strict=True)]
+    last = [-(-axis.stop // side) for axis, side in zip(part, sides, strict=True)]
+    places = np.stack(np.meshgrid(*map(np.arange, first, last), indexing="ij"), -1)
+    told = train.blocks(digits.prefixes(places.reshape(-1, 3), bond))
+    small = Digits.of((sides[0], sides[1], sides[2]))
+    counts = places.shape[:3]
+    whole = np.empty([count * side for count, side in zip(counts, sides, strict=True)])
+    for at, values in zip(np.ndindex(*counts), told, strict=True):
+        where = tuple(slice(k * side, (k + 1) * side) for k, side in zip(at, sides, strict=True))
+        whole[where] = small.joined(values.reshape(small.modes))
+    inner = [
+        slice(axis.start - low * side, axis.stop - low * side)
+        for axis, low, side in zip(part, first, sides, strict=True)
+    ]
+    return _as(whole[tuple(inner)], dtype)
+
+
+def _train(data: bytes, shape: Shape) -> IntegerTrain | None:
+    """The block's train, if it is one."""
+    if not data or data[0] != TRAIN:
+        return None
+    if len(data) < 1 + NUMBERS.size:
+        raise ValueError(f"a block of {len(data)} bytes ends before its train")
+    step, offset = NUMBERS.unpack_from(data, 1)
+    cores, scales = decoded(data[1 + NUMBERS.size :], Digits.of(shape).modes)
+    return IntegerTrain(cores, scales, step, offset)
+
+
+def _without_train(data: bytes, shape: Shape, dtype: Dtype) -> Array:
+    if data and data[0] == CONSTANT and len(data) == 1 + NUMBER.size:
+        return np.full(shape, NUMBER.unpack_from(data, 1)[0]).astype(dtype)
+    if data and data[0] == AS_IT_IS:
+        try:
+            plain = LOSSLESS.decode(data[1:])
+        except RuntimeError as error:
+            raise ValueError(f"the block's values cannot be unpacked: {error}") from error
+        return np.frombuffer(plain, dtype).reshape(shape)
+    raise ValueError(
+        f"no block of this version: {len(data)} bytes that begin with {data[:1].hex() or 'none'}"
+    )
+
+
+def _as(values: NDArray[np.float64], dtype: Dtype) -> Array:
+    """Rounded and kept within an integer dtype."""
+    if dtype.kind not in "iu":
+        return values.astype(dtype)
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
