@@ -217,13 +217,6 @@ def compared(*families: Family) -> tuple[tuple[str, str], ...]:
     return tuple((name, other) for other in (BEST, GIVEN.shown) for name in (*names, "auto"))
 
 
-def asked_of_real(*families: Family, automatic: bool = True) -> tuple[Target, ...]:
-    """`auto` not surely behind the best simple regressor, and each way to read encoders ahead of it."""
-    names = [name for family in families for name in family.tells]
-    ours = (Target(ahead_of(name, BEST), 0.0, at_least=True) for name in names)
-    return ((Target(surely_behind("auto", BEST), 0.0),) if automatic else ()) + tuple(ours)
-
-
 def ahead_of(name: str, other: str) -> str:
     """The key of a difference of R2."""
     return f"{name} minus {other} r2"
@@ -242,7 +235,7 @@ def real_case(
     return Case(
         cohort,
         (*((each, ONE) for each in (*simple, GIVEN)), *families.items(), *automatic),
-        asked_of_real(*families, automatic=auto is not None),
+        () if auto is None else (Target(surely_behind("auto", BEST), 0.0),),
         compared(*families),
     )
 
@@ -260,7 +253,7 @@ CASES: dict[str, Case] = {
     "spread-32-baselines": Case(
         Made(spread, 32),
         ((QUANTISED, SEEDS), (PaperForm(), ONE), (Simple("resnet3d"), ONE)),
-        (Target(ahead_of("cpic", "resnet3d"), 0.0, at_least=True),),
+        (Target(surely_behind("cpic", "resnet3d"), 0.0),),
         tuple((name, "resnet3d") for name in QUANTISED.tells),
     ),
     "spread-32-variants": Case(

@@ -116,6 +116,11 @@ def _measured(run: Run, key: str) -> float | None:
         if answer["key"] == key:
             found: float | None = answer["measured"]
             return found
+    from benchmarks.cpic_cohort import keys_of
+
+    told = keys_of(run.told.get("regressors", {}), run.told.get("differences", {}))
+    if key in told:
+        return told[key]
     shown, _, metric = key.rpartition(" ")
     scores = run.told.get("regressors", {}).get(shown, {})
     value = run.told.get(key) if metric not in scores else scores[metric]["value"]

@@ -157,13 +157,12 @@ def test_every_case_declares_what_the_issue_asks_of_it():
         assert asked[name]["own_head_behind"].limit == pytest.approx(0.03 + allowance)
         assert asked[name]["voxel_ridge r2"] == Target("voxel_ridge r2", 0.05)
         assert asked[name]["intensities r2"] == Target("intensities r2", 0.05)
-    assert "cpic minus resnet3d r2" in asked["spread-32-baselines"]
+    assert asked["spread-32-baselines"]["cpic behind resnet3d r2, low end"].limit == 0
     for name in ("ixi_age", "hippocampus", "soop"):
         assert asked[name]["auto behind best simple r2, low end"].limit == 0
         for shown in ("cpic", "random_voxels", *(["cpic TT"] if name != "soop" else [])):
-            assert asked[name][f"{shown} minus best simple r2"].at_least
+            assert (shown, BEST) in CASES[name].ahead
             assert (shown, "given measures") in CASES[name].ahead
-    assert "guided random_voxels minus best simple r2" in asked["soop"]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -195,7 +194,7 @@ def test_differences_and_their_lower_ends_are_judged():
     behind = keys["auto behind best simple r2, low end"]
     assert behind == -differences["auto minus best simple r2"]["high"] > 0
     held = {told["key"]: told["holds"] for told in judged(keys, case.targets)}
-    assert held == {"auto behind best simple r2, low end": False, "cpic minus best simple r2": True}
+    assert held == {"auto behind best simple r2, low end": False}
 
 
 def test_made_cohorts_are_not_those_that_recipes_were_developed_on():

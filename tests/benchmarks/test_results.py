@@ -262,7 +262,7 @@ def test_seeds_choices_and_differences_stand_beside_the_means(docs: Path) -> Non
     told = spread(0.951)
     told["regressors"]["cpic"]["r2"] = score(0.6, 0.5, seeds=[0.96, -0.14, 0.98])
     told["regressors"]["auto"] = regressor(0.3, chosen=["constant", "cpic"])
-    told["differences"] = {"cpic minus best r2": score(-0.2, of="cpic", against="voxel_ridge")}
+    told["differences"] = {"cpic minus best r2": score(-0.2, of="cpic", against="voxel_ridge", other="best")}
     (docs / "results" / "spread-32.json").write_text(json.dumps({"cases": {"spread-32": told}}))
     text = written(docs)
     assert "| cpic | 0.600 [0.500, 0.650] | -0.140 0.960 0.980 | 0.4" in text
