@@ -3,14 +3,14 @@
 Cores are coded from the last to the first, in groups of rows. An integer at (row j, digit d, column k) of
 core b is expected to have the magnitude m, in sixteenths of an octave,
 
-    m = w_0 + w_1 lg(rho_j) + w_2 c_k + w_3 lg(mu_dk),
+    m = w_0 + w_1 lg(rho_j) + w_2 c_k + w_3 lg(rho_j mean(mu_d,k-2 ... mu_d,k+2)) + w_4 lg(rho_j mean_d(mu_dk)),
 
 rho_j = sigma_j / (step sqrt(numbers in the row)) what a row of unit norm gives, c_k the scale of its column's
 direction (it is a row's at the next bond) over the root mean square of all columns, and mu_dk the mean of
 the earlier rows' magnitudes at this place, in proportion to their rho, newer ones counting more. All of that
-is integers, and sums and products of floats that no machine rounds otherwise. A class of expected magnitudes,
-a quarter of an octave wide, has a table of probabilities (`tables`): none is learnt from the train, which may
-be tiny.
+is integers, and sums and products of floats in an order that no machine changes. A class of expected
+magnitudes, a quarter of an octave wide, has a table of probabilities (`tables`): none is learnt from the
+train, which may be tiny.
 
 Large integers leave their lowest bits out of it; those, signs, and what is beyond the tables stand plainly.
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import prod
+from math import fsum, prod
 from typing import Protocol
 
 import constriction
@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 from storage.putt.integer_train import OCTAVE, Float64, Int64, IntegerTrain, power
 from storage.putt.tables import CLASSES, ESCAPE, FINENESS, FIRST_OCTAVE, TABLES
 
-CONSTANT, ROW, COLUMN, PLACE = -339, 166, 97, 98
-"""w_0 ... w_3, times 256."""
+CONSTANT, ROW, COLUMN, NEAR, ALONG = -330, 109, 53, 95, 64
+"""w_0 ... w_4, times 256."""
 FLAT = 0.02
 """Added to magnitudes before their logarithm."""
-MEMORY = 0.875
+MEMORY = 0.8
 """What a row counts for after the next one."""
 MOST_ROWS = 8
 """Of a group."""
@@ -134,13 +134,33 @@ def _core(
     by_column = (256 if first else COLUMN) * relative
     core, sums, weight = np.empty(shape, np.int64), np.zeros((mode, width)), 0.0
     for group in _groups(shape[0]):
-        mean = (sums / weight if weight else np.ones_like(sums)) * rho[group, None, None]
-        expected = by_row[group, None, None] + by_column + PLACE * lg(mean + FLAT)
+        earlier = sums / weight if weight else np.ones_like(sums)
+        expected = by_row[group, None, None] + by_column
+        for share, mean in ((NEAR, _near(earlier)), (ALONG, _along(earlier))):
+            expected = expected + share * lg(mean * rho[group, None, None] + FLAT)
         core[group] = port.integers(expected >> 8, None if known is None else known[group])
         for row in range(group.start, group.stop):
             sums = MEMORY * sums + np.abs(core[row]) * inverse[row]
             weight = MEMORY * weight + 1
     return core
+
+
+def _near(means: Float64) -> Float64:
+    """Means over five neighbouring columns; at the ends the last one is repeated."""
+    width = means.shape[1]
+    wide = np.pad(means, ((0, 0), (2, 2)), mode="edge")
+    total = wide[:, :width]
+    for shift in range(1, 5):
+        total = total + wide[:, shift : shift + width]
+    return np.asarray(total / 5)
+
+
+def _along(means: Float64) -> Float64:
+    """Means over digits, (1, columns)."""
+    total = means[:1]
+    for digit in range(1, len(means)):
+        total = total + means[digit : digit + 1]
+    return np.asarray(total / len(means))
 
 
 def _groups(rows: int) -> Iterator[slice]:
@@ -159,7 +179,7 @@ def _half_lg(count: int) -> int:
 
 def _mean_scale(scales: Int64) -> int:
     """The scale of the root mean square."""
-    mean = float(np.square(power(scales)).sum()) / len(scales)
+    mean = fsum(np.square(power(scales)).tolist()) / len(scales)
     return int(lg(np.array([mean]))[0]) // 2
 
 
