@@ -3,7 +3,7 @@
 Cores are coded from the last to the first, in groups of rows. An integer at (row j, digit d, column k) of
 core b is expected to have the magnitude m, in sixteenths of an octave,
 
-    m = w_0 + w_1 lg(rho_j) + w_2 c_k + w_3 lg(rho_j mean(mu_d,k-2 ... mu_d,k+2)) + w_4 lg(rho_j mean_d(mu_dk)),
+    m = w_0 + w_1 lg(rho_j) + w_2 c_k + w_3 lg(rho_j mean_{k-2..k+2} mu_dk) + w_4 lg(rho_j mean_d mu_dk),
 
 rho_j = sigma_j / (step sqrt(numbers in the row)) what a row of unit norm gives, c_k the scale of its column's
 direction (it is a row's at the next bond) over the root mean square of all columns, and mu_dk the mean of
