@@ -213,8 +213,8 @@ def test_settings_come_from_json_and_are_refused_by_name() -> None:
         ({"width": 0}, "width"),
         ({"width": 2.5}, "width"),
         ({"layers": 3}, "layers"),
-        ({"training": {"epochs": 0}}, "epochs"),
-        ({"training": {"rate": "fast"}}, "rate"),
+        ({"training": {"epochs": 0}}, "training.epochs"),
+        ({"training": {"rate": "fast"}}, "training.rate"),
         ({"training": 3}, "training"),
     ):
         with pytest.raises(InvalidConfig) as error:
