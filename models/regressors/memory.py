@@ -12,6 +12,7 @@ from models.cpic.embed import estimate_of
 from models.cpic.encoder import Encoder
 from models.cpic.fibres import FibreConfig
 from models.cpic.index_sets import feasible_ranks
+from models.learning.preparation.grid import MOST_READ
 from models.regressors.base import Extent
 from models.regressors.dense import SLAB
 from models.regressors.readouts import HELD_OUT
@@ -33,10 +34,11 @@ def scan_bytes(extent: Extent) -> int:
 
 
 def slab_bytes(extent: Extent) -> int:
-    """Reading a whole scan slab by slab."""
+    """Reading a whole scan slab by slab; what is made coarser is read in parts."""
     Z, Y, X = extent.shape
-    voxels = ceil(max(1.0, extent.stored) * min(SLAB, Z) * Y * X)
-    return SLAB_COPIES * FLOAT32 * extent.channels * voxels
+    slab = min(SLAB, Z) * Y * X
+    beneath = 0 if extent.stored <= 1 else min(ceil(extent.stored * slab), MOST_READ + ceil(extent.stored))
+    return SLAB_COPIES * FLOAT32 * extent.channels * (slab + beneath)
 
 
 def head_bytes(rows: int, features: int) -> int:

@@ -13,11 +13,13 @@ from models.cpic.fibres import FibreConfig
 from models.intensities import IntensityStatistics
 from models.learning.cohort import Cohort, Inputs
 from models.learning.preparation import Preparation, PreparationConfig, RawScan
+from models.learning.preparation.grid import MOST_READ
 from models.learning.task import Task
 from models.regressors import REGRESSORS
 from models.regressors.base import Extent
 from models.regressors.cpic import Cpic
 from models.regressors.encoders import EncoderConfig
+from models.regressors.memory import slab_bytes
 from models.regressors.readouts import FibreReadoutConfig
 from models.regressors.resnet import ResNet, sizes_of
 from models.regressors.resnet3d import ResNet3d
@@ -143,3 +145,11 @@ def test_a_ridge_on_blocks_holds_no_more_than_it_says(rows: int, grid: str) -> N
     stored = preparation.stored_voxels(raw)
     told = recipe.training_bytes(replace(extent(preparation.shape, rows), stored=stored))
     assert told / 5 < peak < told
+
+
+def test_scans_that_are_made_much_coarser_are_read_in_parts() -> None:
+    plain = extent((64, 64, 64), 10)
+    told = [slab_bytes(replace(plain, stored=stored)) for stored in (1.0, 8.0, 4096.0, 1e5)]
+    assert told == sorted(told)
+    assert told[1] == 9 * told[0]
+    assert told[3] < told[0] + 8 * 4 * (MOST_READ + 2e5)

@@ -57,7 +57,9 @@ class TrainParameters(Parameters):
         json_schema_extra=choices(TASK_KINDS),
         description="what is asked: a mean, quantiles or classes",
     )
-    classes: list[str] = Field([], description="names of the classes in their order; by default as found")
+    classes: list[Annotated[str, Field(min_length=1, max_length=100)]] = Field(
+        [], max_length=100, description="names of the classes in their order; by default as found"
+    )
     regressor: str = Field(
         AUTO,
         json_schema_extra=choices([AUTO, *REGRESSORS]),
