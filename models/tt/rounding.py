@@ -13,6 +13,9 @@ from models.tt.train import TensorTrain
 
 Matrix = Float64[Tensor, "m n"]
 
+GRAM_DIGITS = 1e-14
+"""Of a Gram matrix's eigenvalues over the largest: less is rounding."""
+
 
 def tt_svd(tensor: Float64[Tensor, "..."], *, max_rank: int | None = None, eps: float = 0.0) -> TensorTrain:
     """Oseledets (2011), Algorithm 1: the train of a dense tensor by successive truncated SVDs.
@@ -65,6 +68,23 @@ def truncated_svd(matrix: Matrix, delta: float, max_rank: int | None) -> tuple[M
     rank = max(1, int((left_out > delta).sum()))
     rank = min(rank, max_rank or rank)
     return u[:, :rank], s[:rank, None] * vh[:rank]
+
+
+def truncated_gram(
+    matrix: Matrix, rank: int | None = None, *, floor: float = 0.0
+) -> tuple[Matrix, Matrix, Float64[Tensor, " k"]]:
+    """(U, U^T A, energies) by the eigenvectors of the smaller Gram matrix, for A with one long side.
+
+    `energies` are all squared singular values, descending. Kept are those above `floor`, `rank` at most, one
+    at least; of singular values below 1e-7 of the largest a Gram matrix knows nothing, and none is kept.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    energies, vectors = torch.linalg.eigh(matrix.mT @ matrix if tall else matrix @ matrix.mT)
+    energies, vectors = energies.flip(0).clamp(min=0), vectors.flip(1)
+    kept = int((energies > max(floor, GRAM_DIGITS * float(energies[0]))).sum())
+    kept = max(1, min(kept, rank or kept))
+    basis = torch.linalg.qr(matrix @ vectors[:, :kept])[0] if tall else vectors[:, :kept]
+    return basis, basis.mT @ matrix, energies
 
 
 def _per_bond(eps: float, dimensions: int, norm: float) -> float:
