@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float64
@@ -33,13 +34,19 @@ def tt_svd(tensor: Float64[Tensor, "..."], *, max_rank: int | None = None, eps: 
     return TensorTrain((*cores, rest.reshape(rank, modes[-1], 1)))
 
 
-def rounded(train: TensorTrain, *, max_rank: int | None = None, eps: float = 0.0) -> TensorTrain:
-    """Oseledets (2011), Algorithm 2: the same tensor with smaller ranks; error bounds as for `tt_svd`."""
+def rounded(
+    train: TensorTrain, *, max_rank: int | Sequence[int] | None = None, eps: float = 0.0
+) -> TensorTrain:
+    """Oseledets (2011), Algorithm 2: the same tensor with smaller ranks; error bounds as for `tt_svd`.
+
+    A rank cap is one for all inner bonds, or one for each.
+    """
     cores = list(right_orthogonal(train).cores)
     delta = _per_bond(eps, len(cores), float(torch.linalg.vector_norm(cores[0])))
     for k in range(len(cores) - 1):
         r, n, _ = cores[k].shape
-        basis, carry = truncated_svd(cores[k].reshape(r * n, -1), delta, max_rank)
+        cap = max_rank[k] if isinstance(max_rank, Sequence) else max_rank
+        basis, carry = truncated_svd(cores[k].reshape(r * n, -1), delta, cap)
         cores[k] = basis.reshape(r, n, -1)
         cores[k + 1] = torch.einsum("ab,bnc->anc", carry, cores[k + 1])
     return TensorTrain(tuple(cores))
