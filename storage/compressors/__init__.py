@@ -5,6 +5,9 @@
     fit       the setting for a ratio, a PSNR or a bound
     report    ratio, PSNR, SSIM and largest error of what was decoded
     putt      blocks of integer trains
+    factors   blocks as trains or Tucker tensors of float32
+    zfp       with a bound
+    slices    JPEG 2000 and JPEG XL, with and without loss
     plain     blosc and zstd: without loss
 
 Peers' libraries are imported when they are used: `pip install 'tomotrain[peers]'`.
@@ -13,11 +16,14 @@ Peers' libraries are imported when they are used: `pip install 'tomotrain[peers]
 from __future__ import annotations
 
 from storage.compressors.base import Compressor, MissingPeer, Setting, UnsuitableValues
+from storage.compressors.factors import TtSvd, Tucker
 from storage.compressors.fit import Fitted, UnreachableTarget, fitted
 from storage.compressors.frame import Array, DamagedBytes, NewerFormat, opened
 from storage.compressors.plain import BloscZstd, Zstandard
 from storage.compressors.putt import Putt
 from storage.compressors.report import Report, reported
+from storage.compressors.slices import Jpeg2000, Jpeg2000Lossless, JpegXl, JpegXlLossless
+from storage.compressors.zfp import Zfp
 
 __all__ = [
     "COMPRESSORS",
@@ -35,7 +41,18 @@ __all__ = [
     "reported",
 ]
 
-_ALL: tuple[Compressor, ...] = (Putt(), BloscZstd(), Zstandard())
+_ALL: tuple[Compressor, ...] = (
+    Putt(),
+    TtSvd(),
+    Tucker(),
+    Zfp(),
+    Jpeg2000(),
+    JpegXl(),
+    BloscZstd(),
+    Zstandard(),
+    Jpeg2000Lossless(),
+    JpegXlLossless(),
+)
 COMPRESSORS: dict[str, Compressor] = {one.name: one for one in _ALL}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from storage.compressors import (
     COMPRESSORS,
     DamagedBytes,
+    MissingPeer,
     NewerFormat,
     UnreachableTarget,
     UnsuitableValues,
@@ -61,8 +63,8 @@ def test_what_was_compressed_comes_back(name: str, shape: tuple[int, ...]) -> No
         assert told.shape == values.shape
         if COMPRESSORS[name].lossless:
             assert np.array_equal(told, values)
-        else:
-            assert np.abs(told - values.astype(float)).max() < 0.02 * (float(np.ptp(values)) or 1000)
+        elif name != "jpeg2000" or min(shape[-2:]) > 4:
+            assert np.abs(told - values.astype(float)).max() <= max(1.0, 0.02 * float(np.ptp(values)))
 
 
 @pytest.mark.parametrize("name", COMPRESSORS)
@@ -75,7 +77,7 @@ def test_what_is_constant_stays_so(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOSSY)
 def test_a_coarser_setting_is_smaller_and_worse(name: str) -> None:
-    values = scan("int16", (16, 32, 32))
+    values = scan("int16", (4, 32, 32))
     setting = COMPRESSORS[name].setting(values)
     assert setting is not None
     reports = []
@@ -88,18 +90,27 @@ def test_a_coarser_setting_is_smaller_and_worse(name: str) -> None:
     assert reports[-1].ratio > 2 * reports[0].ratio
 
 
-@pytest.mark.parametrize("name", ["putt"])
+@pytest.mark.parametrize("name", LOSSY)
 def test_targets_are_met_and_not_by_more_than_they_need(name: str) -> None:
-    values = scan("int16", (16, 32, 32))
+    values = scan("int16", (4, 32, 32))
     compressor = COMPRESSORS[name]
-    by_ratio = fitted(compressor, values, ratio=12)
-    assert 12 <= by_ratio.report.ratio <= 12 * 1.03
+    by_ratio = fitted(compressor, values, ratio=6)
+    by_ranks = name in ("tt_svd", "tucker")
+    assert 6 <= by_ratio.report.ratio <= 6 * (1.2 if by_ranks else 1.02)
     assert by_ratio.report.ratio == values.nbytes / len(by_ratio.data)
     by_psnr = fitted(compressor, values, psnr=46)
-    assert 46 <= by_psnr.report.psnr <= 46.2
-    by_peak = fitted(compressor, values, psnr=46, peak=2 * by_psnr.report.peak)
-    assert by_peak.report.ratio > by_psnr.report.ratio
-    by_bound = fitted(compressor, values, bound=60)
+    assert 46 <= by_psnr.report.psnr <= (49 if by_ranks else 46.2)
+    assert by_psnr.report == reported(values, decompress(by_psnr.data), len(by_psnr.data), with_ssim=False)
+
+
+def test_a_peak_and_a_bound_are_targets_too() -> None:
+    values = scan("int16", (8, 24, 24))
+    putt, zfp = COMPRESSORS["putt"], COMPRESSORS["zfp"]
+    by_peak = fitted(zfp, values, psnr=46, peak=6000)
+    assert by_peak.report.peak == 6000
+    mean_square = np.square(decompress(by_peak.data) - values.astype(float)).mean()
+    assert 46 <= 10 * np.log10(6000**2 / mean_square) <= 46.1
+    by_bound = fitted(putt, values, bound=60)
     assert 45 <= np.abs(decompress(by_bound.data) - values.astype(int)).max() <= 60
 
 
@@ -118,6 +129,11 @@ def test_targets_that_cannot_be_met_say_what_can() -> None:
     for targets in ({"ratio": -1}, {"psnr": float("nan")}):
         with pytest.raises(ValueError, match="must be at least 0"):
             fitted(COMPRESSORS["putt"], values, **targets)
+
+
+def test_float32_factors_cannot_keep_every_bit() -> None:
+    with pytest.raises(UnreachableTarget, match="tt_svd cannot reach 300 dB"):
+        fitted(COMPRESSORS["tt_svd"], scan("float32"), psnr=300)
 
 
 def test_lossless_compressors_meet_what_they_can() -> None:
@@ -186,6 +202,56 @@ def test_values_that_cannot_be_taken_are_refused() -> None:
             COMPRESSORS["zstd"].compress(values)
 
 
+@pytest.mark.parametrize("name", [name for name in COMPRESSORS if "jpeg" in name])
+def test_images_are_of_at_most_16_bits_of_integers(name: str) -> None:
+    with pytest.raises(UnsuitableValues, match=rf"{name} takes integers, not float32: .* use putt or zfp"):
+        COMPRESSORS[name].compress(scan("float32"), **finest(name, scan()))
+    wide = scan("int32")
+    wide[0, 0, 0] = 70_000
+    with pytest.raises(
+        UnsuitableValues, match=r"16 bits, these run from -1,\d+ to 70,000, 17 bits: use putt"
+    ):
+        COMPRESSORS[name].compress(wide)
+    full = np.random.default_rng(0).integers(-32768, 32768, SHAPE).astype(np.int16)
+    full[0, 0, :2] = -32768, 32767
+    told = decompress(COMPRESSORS[name].compress(full, **finest(name, full)))
+    assert np.abs(told.astype(int) - full).max() <= (0 if COMPRESSORS[name].lossless else 600)
+
+
+@pytest.mark.parametrize("name", ["tt_svd", "tucker", "zfp"])
+def test_gaps_are_refused_by_what_cannot_keep_them(name: str) -> None:
+    gap = scan("float32")
+    gap[1, 2, 3:5] = np.nan, np.inf
+    with pytest.raises(UnsuitableValues, match=f"{name} takes finite values, 2 of 4,370 voxels are not"):
+        COMPRESSORS[name].compress(gap, **finest(name, gap))
+
+
+def test_zfp_keeps_its_tolerance() -> None:
+    for dtype in ("int32", "float32", "float64"):
+        values = scan(dtype, (6, 9, 11))
+        for tolerance in (0.7, 5.0, 33.3):
+            told = decompress(COMPRESSORS["zfp"].compress(values, tolerance=tolerance))
+            assert np.abs(told - values.astype(float)).max() <= tolerance + (
+                0.5 if dtype == "int32" else 1e-3
+            )
+
+
+def test_trains_and_tucker_tensors_keep_their_tolerance() -> None:
+    values = scan("float32", (2, 20, 32, 17))
+    for name in ("tt_svd", "tucker"):
+        for tolerance in (30.0, 200.0):
+            told = decompress(COMPRESSORS[name].compress(values, tolerance=tolerance))
+            assert tolerance / 4 < np.sqrt(np.square(told - values.astype(float)).mean()) <= tolerance
+
+
+def test_a_peer_that_is_not_installed_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    monkeypatch.setitem(sys.modules, "tensorly.decomposition", None)
+    for name in ("zfp", "tucker", "jpegxl_lossless"):
+        with pytest.raises(MissingPeer, match=rf"{name} needs .* pip install 'tomotrain\[peers\]'"):
+            COMPRESSORS[name].compress(scan(), **finest(name, scan()))
+
+
 @pytest.mark.parametrize("name", ANY_DTYPE)
 def test_gaps_and_foreign_byte_orders_are_kept(name: str) -> None:
     gap = scan("float32", (3, 70, 5))
@@ -200,11 +266,11 @@ def test_gaps_and_foreign_byte_orders_are_kept(name: str) -> None:
 
 
 def test_blocks_at_the_far_faces_are_cut() -> None:
-    values = scan("int16", (2, 33, 20, 17))
+    values = scan("int16", (2, 33, 9, 17))
     data = Putt(side=16).compress(values, step=30.0)
     assert np.array_equal(Putt().decompress(data), Putt(side=16).decompress(data))
-    alone = Putt().decompress(Putt().compress(values[1:, 16:32, :16, 16:], step=30.0))
-    assert np.array_equal(decompress(data)[1:, 16:32, :16, 16:], alone)
+    alone = Putt().decompress(Putt().compress(values[1:, 16:32, :, 16:], step=30.0))
+    assert np.array_equal(decompress(data)[1:, 16:32, :, 16:], alone)
 
 
 def test_parts_fill_their_payload() -> None:
