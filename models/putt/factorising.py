@@ -56,21 +56,31 @@ def factorised(
     With `floor` directions that are no stronger are left out too (`models.putt.denoising`). Raises
     InvalidShape for ranks that are none, NonFinite for values that are not.
     """
+    train, tails = tt_svd_by_gram(tensor, max_rank=max_rank, floor=floor)
+    whole = tensor.to(torch.float64)
+    low = [_least_lost(whole, b, *at) for b, at in enumerate(zip(train.ranks, tails, strict=True), 1)]
+    return Factorisation(train, tails, max(low, default=0.0))
+
+
+def tt_svd_by_gram(
+    tensor: Float[Tensor, "*modes"],
+    *,
+    max_rank: int | Sequence[int] | None = None,
+    floor: Floor | None = None,
+) -> tuple[TensorTrain, tuple[float, ...]]:
+    """The same train and its tails, without the lower bound, which costs as much again."""
     modes = tuple(tensor.shape)
     caps = rank_caps(modes, max_rank)
     refuse_non_finite(tensor, "values")
-    whole = tensor.to(torch.float64)
-    cores, tails, rank, rest = [], [], 1, whole
+    cores, tails, rank, rest = [], [], 1, tensor.to(torch.float64)
     for n, cap in zip(modes[:-1], caps, strict=True):
         unfolding = rest.reshape(rank * n, -1)
-        energy = 0.0 if floor is None else floor(*unfolding.shape)
-        basis, rest, energies = truncated_gram(unfolding, cap, floor=energy)
+        least = 0.0 if floor is None else floor(*unfolding.shape)
+        basis, rest, energies = truncated_gram(unfolding, cap, floor=least)
         cores.append(basis.reshape(rank, n, -1))
         rank = basis.shape[1]
         tails.append(float(energies[rank:].sum()))
-    train = TensorTrain((*cores, rest.reshape(rank, modes[-1], 1)))
-    low = [_least_lost(whole, b, *at) for b, at in enumerate(zip(train.ranks, tails, strict=True), 1)]
-    return Factorisation(train, tuple(tails), max(low, default=0.0))
+    return TensorTrain((*cores, rest.reshape(rank, modes[-1], 1))), tuple(tails)
 
 
 def rank_caps(modes: Sequence[int], max_rank: int | Sequence[int] | None) -> tuple[int, ...]:
