@@ -9,6 +9,7 @@
     zfp       with a bound
     slices    JPEG 2000 and JPEG XL, with and without loss
     plain     blosc and zstd: without loss
+    bounded   integers with a bound on every voxel: `BOUNDED`, which chooses among trains and lossless peers
 
 Peers' libraries are imported when they are used: `pip install 'tomotrain[peers]'`.
 """
@@ -16,6 +17,7 @@ Peers' libraries are imported when they are used: `pip install 'tomotrain[peers]
 from __future__ import annotations
 
 from storage.compressors.base import Compressor, MissingPeer, Setting, UnsuitableValues
+from storage.compressors.bounded import Bounded
 from storage.compressors.factors import TtSvd, Tucker
 from storage.compressors.fit import Fitted, UnreachableTarget, fitted
 from storage.compressors.frame import Array, DamagedBytes, NewerFormat, opened
@@ -26,6 +28,7 @@ from storage.compressors.slices import Jpeg2000, Jpeg2000Lossless, JpegXl, JpegX
 from storage.compressors.zfp import Zfp
 
 __all__ = [
+    "BOUNDED",
     "COMPRESSORS",
     "Compressor",
     "DamagedBytes",
@@ -54,6 +57,8 @@ _ALL: tuple[Compressor, ...] = (
     JpegXlLossless(),
 )
 COMPRESSORS: dict[str, Compressor] = {one.name: one for one in _ALL}
+BOUNDED = Bounded()
+_READERS: dict[str, Compressor] = {**COMPRESSORS, BOUNDED.name: BOUNDED}
 
 
 def decompress(data: bytes) -> Array:
@@ -61,6 +66,6 @@ def decompress(data: bytes) -> Array:
     for a compressor that is not here.
     """
     name = opened(data).compressor
-    if name not in COMPRESSORS:
-        raise ValueError(f"{name!r} wrote these bytes; known are {', '.join(COMPRESSORS)}")
-    return COMPRESSORS[name].decompress(data)
+    if name not in _READERS:
+        raise ValueError(f"{name!r} wrote these bytes; known are {', '.join(_READERS)}")
+    return _READERS[name].decompress(data)

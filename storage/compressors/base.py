@@ -88,7 +88,7 @@ class Framed(ABC):
     def compress(self, values: Array, **setting: float) -> bytes:
         """See `Compressor`."""
         checked = suitable(values)
-        number = self._number(checked, setting)
+        number = self.number(checked, setting)
         return Frame(self.name, checked.dtype, checked.shape, self.packed(checked, number)).bytes()
 
     def decompress(self, data: bytes) -> Array:
@@ -98,7 +98,8 @@ class Framed(ABC):
             raise ValueError(f"{frame.compressor} wrote these bytes, not {self.name}")
         return self.unpacked(frame.payload, frame.shape, frame.dtype)
 
-    def _number(self, values: Array, setting: dict[str, float]) -> float:
+    def number(self, values: Array, setting: dict[str, float]) -> float:
+        """The setting's number; 0 of a lossless compressor. Raises ValueError as `compress`."""
         own = self.setting(values)
         if own is None:
             if setting:

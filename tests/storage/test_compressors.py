@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from storage.compressors import (
+    BOUNDED,
     COMPRESSORS,
     DamagedBytes,
     MissingPeer,
@@ -20,6 +21,7 @@ from storage.compressors import (
     fitted,
     reported,
 )
+from storage.compressors.bounded import TRAIN, Bounded, _block, _values, quantised
 from storage.compressors.frame import MAGIC, Frame
 from storage.compressors.parts import apart, together
 from storage.compressors.putt import Putt
@@ -279,6 +281,63 @@ def test_parts_fill_their_payload() -> None:
     for payload in (together(parts)[:-1], together(parts) + b"x", b"\x80", b""):
         with pytest.raises(ValueError, match=r"do not fill|without an end"):
             apart(payload)
+
+
+# Bounds
+
+
+@pytest.mark.parametrize("dtype", SMALL_DTYPES)
+@pytest.mark.parametrize("delta", [0, 1, 2, 4, 8])
+def test_the_bound_holds_on_every_voxel(dtype: str, delta: int) -> None:
+    limits = np.iinfo(dtype)
+    edges = scan(dtype, (3, 9, 8))
+    edges[0, :2, 0], edges[1, :2, 0] = limits.min, limits.max
+    for values in (edges, scan(dtype, (2, 1, 5, 3)), edges[:1, :1, :1]):
+        told = decompress(BOUNDED.compress(values, delta=delta))
+        assert told.dtype == values.dtype
+        assert np.abs(told.astype(np.int64) - values.astype(np.int64)).max() <= delta
+
+
+@pytest.mark.parametrize("delta", [0, 2, 8])
+def test_a_bounded_file_is_no_larger_than_the_best_plain_one(delta: int) -> None:
+    values = scan("int16", (6, 24, 24))
+    k = quantised(values, delta)
+    plain = [len(COMPRESSORS[name].compress(k)) for name in LOSSLESS]
+    assert np.abs(k.astype(int) * (2 * delta + 1) - values).max() <= delta
+    assert len(BOUNDED.compress(values, delta=delta)) <= 1.01 * min(plain)
+
+
+def test_blocks_choose_trains_where_these_predict_well() -> None:
+    rng = np.random.default_rng(0)
+    woven = np.round(900 * np.kron(rng.normal(size=(4, 8, 8)), rng.normal(size=(4, 4, 4)))).astype(np.int16)
+    noise = rng.integers(-99, 99, woven.shape).astype(np.int16)
+    for values, first in ((woven, True), (noise, False)):
+        block = _block(values, 3)
+        assert (block[0] >= TRAIN) == first
+        assert np.abs(_values(block, values.shape, values.dtype, 3).astype(int) - values).max() <= 3
+    both = np.concatenate([woven, noise])
+    data = Bounded(side=16).compress(both, delta=3)
+    assert np.abs(decompress(data).astype(int) - both).max() <= 3
+    plain = min(len(COMPRESSORS[name].compress(quantised(both, 3))) for name in LOSSLESS)
+    assert len(data) < 0.97 * plain
+
+
+def test_without_peers_a_bound_is_kept_by_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    values = scan("int16", (3, 9, 8))
+    assert np.abs(decompress(BOUNDED.compress(values, delta=3)).astype(int) - values).max() == 3
+
+
+def test_what_cannot_be_bounded_is_refused() -> None:
+    with pytest.raises(UnsuitableValues, match="bounded takes integers, not float32: zfp bounds"):
+        BOUNDED.compress(scan("float32"), delta=1)
+    with pytest.raises(UnsuitableValues, match="bounded takes values of 53 bits"):
+        BOUNDED.compress(np.full((1, 1, 2), 2**60), delta=1)
+    for delta in (-1, float("nan"), 2.0**40):
+        with pytest.raises(ValueError, match="must be"):
+            BOUNDED.compress(scan(), delta=delta)
+    with pytest.raises(ValueError, match="bounded is set by delta"):
+        BOUNDED.compress(scan(), step=0)
 
 
 # Reports
