@@ -51,12 +51,9 @@ class Standard:
         """
         centre, deviation = features.mean(axis=0), deviations(features)
         varies = deviation > 0
-        each = (
-            np.full_like(deviation, np.sqrt(np.square(deviation[varies]).mean()))
-            if proportional
-            else deviation
-        )
-        scale = np.where(varies, each, 1.0) * np.sqrt(max(1, int(varies.sum())))
+        count = max(1, int(varies.sum()))
+        each = np.full_like(deviation, np.sqrt(np.square(deviation).sum() / count))
+        scale = np.where(varies, each if proportional else deviation, 1.0) * np.sqrt(count)
         return cls(centre, np.where(varies, 1 / scale, 0.0))
 
     def __call__(self, features: Float64[Array, "m p"]) -> Float64[Array, "m p"]:

@@ -40,6 +40,8 @@ MOST_ROWS = 8
 PLAIN_FROM = 3 * OCTAVE
 """Integers that are expected to be above 8 leave bits out."""
 MOST_PLAIN = 48
+MOST_SCALE = 40 * OCTAVE
+"""A singular value of 2^40 steps."""
 MODEL = constriction.stream.model.Categorical(perfect=False, lazy=True)
 MANTISSAS = 512
 
@@ -78,7 +80,7 @@ def decoded(data: bytes, modes: tuple[int, ...]) -> tuple[tuple[Int64, ...], tup
     """The cores and scales that `encoded` wrote. Raises ValueError for bytes that are none."""
     try:
         return _passed(_Reader(data), modes, None)
-    except (IndexError, AssertionError) as error:
+    except (IndexError, AssertionError, OverflowError) as error:
         raise ValueError(f"not a train of modes {modes}: {error}") from error
 
 
@@ -109,10 +111,15 @@ def _scales(port: Port, most: int, known: Int64 | None) -> Int64:
     count, highest, fall = port.integers(np.array([80, 128, 96]), facts, signed=False).tolist()
     if not 1 <= count <= most:
         raise ValueError(f"{count} directions at a bond of at most {most}")
+    if not 0 <= fall <= highest <= MOST_SCALE:
+        raise ValueError(f"scales from {highest} down by {fall}: they are from 0 to {MOST_SCALE}")
     expected = lg(np.array([fall / max(count - 1, 1) + FLAT]))
     falls = None if known is None else -np.diff(known)
     told = port.integers(np.broadcast_to(expected, count - 1), falls, signed=False)
-    return np.asarray(highest - np.concatenate([[0], np.cumsum(told)]))
+    scales = np.asarray(highest - np.concatenate([[0], np.cumsum(told)]))
+    if scales[-1] != highest - fall or told.min(initial=0) < 0:
+        raise ValueError("the scales do not fall by what was announced")
+    return scales
 
 
 def _core(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.putt.coder import MOST_SCALE
 from storage.putt.integer_train import OCTAVE, Float64, IntegerTrain, power
 
 DEAD_ZONE = 0.6
@@ -22,8 +23,6 @@ SMALLEST = 1e-14
 """Of eigenvalues of a Gram matrix over the largest: less is rounding."""
 DEPENDENT = 1e-10
 """Added to the Gram matrix of rounded rows, relative to its trace."""
-FEWEST, MOST = 0, 40 * OCTAVE
-"""Scales: singular values of a step to 2^40 steps."""
 
 
 def factorised(
@@ -79,7 +78,7 @@ def _right_singular(A: Float64, max_rank: int | None) -> tuple[Float64, Float64]
 def _rounded_rows(sigma: Float64, rows: Float64, step: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """q and s of the rows that do not vanish; one at least."""
     with np.errstate(divide="ignore"):
-        s = np.clip(np.rint(OCTAVE * np.log2(sigma / step)), FEWEST, MOST).astype(np.int64)
+        s = np.clip(np.rint(OCTAVE * np.log2(sigma / step)), 0, MOST_SCALE).astype(np.int64)
     x = rows * power(s)[:, None]
     q = (np.sign(x) * np.floor(np.abs(x) + 1 - DEAD_ZONE)).astype(np.int64)
     left = np.flatnonzero(q.any(axis=1))

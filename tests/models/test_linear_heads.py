@@ -349,3 +349,9 @@ def test_leave_one_out_refuses_what_it_cannot_take() -> None:
         leave_one_out(
             X.index_put((torch.tensor(2), torch.tensor(1)), torch.tensor(torch.nan).double()), y, 1.0
         )
+
+
+def test_proportional_features_that_do_not_vary_tell_the_mean() -> None:
+    y = np.arange(12.0)
+    head = LinearHead.fit(np.ones((12, 3)), y, [f"p{k}" for k in range(12)], MEAN, proportional=True)
+    assert head.predict(np.ones((2, 3)))[:, 0] == pytest.approx([5.5, 5.5])

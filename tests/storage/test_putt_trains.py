@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -179,3 +180,10 @@ def test_a_constant_block_costs_a_few_bytes_and_is_exact() -> None:
     train = factorised(digits.split(np.full((16, 16, 16), 7.25)), 2.0)
     assert np.array_equal(train.values(), np.full(digits.modes, 7.25))
     assert len(encoded(train)) < 16
+
+
+def test_numbers_without_measure_are_refused_before_they_are_computed_with() -> None:
+    train = train_of((8, 8, 8), 30.0)
+    for scales in (train.scales[-1] + 5000, train.scales[-1] + (1 << 40)):
+        with pytest.raises(ValueError, match="they are from 0 to 640"):
+            decoded(encoded(replace(train, scales=(*train.scales[:-1], scales))), train.modes)
