@@ -27,11 +27,12 @@ from numpy.typing import NDArray
 
 from storage.compressors.base import Framed, MissingPeer, Setting, UnsuitableValues, spread
 from storage.compressors.frame import Array, Dtype
-from storage.compressors.parts import apart, grid, read_varint, together, varint
+from storage.compressors.parts import apart, grid, together
 from storage.compressors.plain import BloscZstd, Zstandard
 from storage.compressors.slices import Jpeg2000Lossless, JpegXlLossless
 from storage.putt.block import block_bytes, block_values
 from storage.putt.digits import Shape
+from storage.putt.varints import read_varint, varint
 
 Int64 = NDArray[np.int64]
 

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from storage.compressors.base import Framed, Setting, as_dtype, finite, in_voxel_units, peer
 from storage.compressors.frame import Array, Dtype
-from storage.compressors.parts import apart, grid, read_varint, together, varint
+from storage.compressors.parts import apart, grid, together
 from storage.putt.digits import Digits
+from storage.putt.varints import read_varint, varint
 
 Float64 = NDArray[np.float64]
 

@@ -7,6 +7,8 @@ from itertools import pairwise, product
 
 import numpy as np
 
+from storage.putt.varints import read_varint, varint
+
 
 def together(parts: Sequence[bytes]) -> bytes:
     """The parts as one payload."""
@@ -23,25 +25,6 @@ def apart(payload: bytes) -> list[bytes]:
     if at + stops[-1] != len(payload):
         raise ValueError(f"{count} parts of {stops[-1]} bytes in all do not fill {len(payload) - at} bytes")
     return [payload[at + start : at + stop] for start, stop in pairwise(stops)]
-
-
-def varint(number: int) -> bytes:
-    """A number of at least 0, LEB128."""
-    out = bytearray()
-    while number >= 0x80:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
-
-
-def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number, and where the next one begins. Raises ValueError where it does not end."""
-    number = 0
-    for place, byte in enumerate(data[at : at + 10]):
-        number |= (byte & 0x7F) << 7 * place
-        if byte < 0x80:
-            return number, at + place + 1
-    raise ValueError(f"a number at byte {at} without an end")
 
 
 def grid(shape: tuple[int, ...], side: int) -> Iterator[tuple[int | slice, ...]]:

@@ -9,8 +9,9 @@ import numpy as np
 
 from storage.compressors.base import Framed, Setting, in_voxel_units
 from storage.compressors.frame import Array, Dtype
-from storage.compressors.parts import apart, grid, read_varint, together, varint
+from storage.compressors.parts import apart, grid, together
 from storage.putt.block import block_bytes, block_values
+from storage.putt.varints import read_varint, varint
 
 COARSEST = 512.0
 """Of ranges of the values: then a block of 64^3 is its mean."""

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from storage.putt.integer_train import OCTAVE, Float64, Int64, IntegerTrain, power
 from storage.putt.tables import CLASSES, ESCAPE, FINENESS, FIRST_OCTAVE, TABLES
+from storage.putt.varints import read_varint, varint
 
 CONSTANT, ROW, COLUMN, NEAR, ALONG = -330, 109, 53, 95, 64
 """w_0 ... w_4, times 256."""
@@ -219,18 +220,18 @@ class _Writer:
         """What was written."""
         words = self._coder.get_compressed().astype("<u4").tobytes()
         plain = np.packbits(np.concatenate([*self._plain, np.empty(0, np.bool_)])).tobytes()
-        return b"".join([_varint(len(words)), words, _varint(len(plain)), plain, *map(_varint, self._beyond)])
+        return b"".join([varint(len(words)), words, varint(len(plain)), plain, *map(varint, self._beyond)])
 
 
 class _Reader:
     """Bytes to integers. Raises IndexError or ValueError where they end too early."""
 
     def __init__(self, data: bytes) -> None:
-        words, rest = _portion(memoryview(data))
+        words, rest = _portion(data)
         plain, self._beyond = _portion(rest)
         self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
         self._plain = np.unpackbits(np.frombuffer(plain, np.uint8)).astype(np.int64)
-        self._at = 0
+        self._at = self._next = 0
 
     def integers(self, expected: Int64, values: Int64 | None, *, signed: bool = True) -> Int64:
         """See `Port`."""
@@ -239,7 +240,7 @@ class _Reader:
             return np.empty(expected.shape, np.int64)
         high = self._coder.decode(MODEL, TABLES[classes]).astype(np.int64)
         for number in np.flatnonzero(high == ESCAPE):
-            beyond, self._beyond = _read_varint(self._beyond)
+            beyond, self._next = read_varint(self._beyond, self._next)
             high[number] += beyond
         flat = high << shifts
         for bit in range(int(shifts.max(initial=0))):
@@ -263,28 +264,9 @@ def _split(expected: Int64) -> tuple[Int64, Int64]:
     return shifts, np.clip(classes, 0, CLASSES - 1)
 
 
-def _varint(number: int) -> bytes:
-    """LEB128."""
-    out = bytearray()
-    while number >= 0x80:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
-
-
-def _read_varint(data: memoryview) -> tuple[int, memoryview]:
-    number = 0
-    for place in range(10):
-        byte = data[place]
-        number |= (byte & 0x7F) << 7 * place
-        if byte < 0x80:
-            return number, data[place + 1 :]
-    raise ValueError("a number without an end")
-
-
-def _portion(data: memoryview) -> tuple[memoryview, memoryview]:
+def _portion(data: bytes) -> tuple[bytes, bytes]:
     """Bytes with their number before them, and what follows."""
-    length, rest = _read_varint(data)
-    if length > len(rest):
-        raise ValueError(f"{length} bytes announced, {len(rest)} there")
-    return rest[:length], rest[length:]
+    length, at = read_varint(data, 0)
+    if length > len(data) - at:
+        raise ValueError(f"{length} bytes announced, {len(data) - at} there")
+    return data[at : at + length], data[at + length :]
