@@ -67,6 +67,15 @@ class StatisticsView(Wire):
     replaced: int = Field(description="voxels that were not finite, replaced by the smallest finite value")
 
 
+class DerivationView(Wire):
+    """What a volume was made of, where that is no upload."""
+
+    volume_id: str
+    digest: str = Field(description="of the volume that it was made of, as it was then")
+    kind: str = Field(description="kind of the job that made it")
+    settings: dict[str, Any] = {}
+
+
 class VolumeView(Wire):
     """A scan as it is stored. What is null is not known (yet); lengths are never guessed."""
 
@@ -74,9 +83,9 @@ class VolumeView(Wire):
     name: str
     state: VolumeState
     created_at: str
-    source_bytes: int = Field(description="bytes of the upload")
-    source_sha256: str
-    ingest_job: str
+    source_bytes: int = Field(description="bytes of the upload; of a derived volume those of its voxels")
+    source_sha256: str = Field(description="of the upload; a derived volume's own digest")
+    ingest_job: str = Field(description="the job that made it")
     shape: list[int] | None = Field(None, description="voxels along (z, y, x)")
     spacing: list[float] | None = Field(None, description="millimetres between voxels along (z, y, x)")
     affine: list[list[float]] | None = Field(
@@ -95,6 +104,7 @@ class VolumeView(Wire):
     source_format: str | None = None
     warnings: list[str] = []
     metadata: dict[str, Any] = {}
+    derived: DerivationView | None = None
     error: Problem | None = None
     links: dict[str, str]
 

@@ -32,9 +32,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from storage.clock import now
 from storage.database import open_engine, translated
 from storage.errors import JobCancelled, LeaseLost, MissingJob, MissingVolume, UnknownKind, VolumeNotReady
-from storage.ids import new_id
+from storage.ids import derived_id, new_id
 from storage.jobs import Artifact, Job, JobKind, JobState, Progress, Queue, WorkerRecord
-from storage.records import Received, StoredVolume, VolumeRecord, VolumeState
+from storage.records import DerivedVolume, Received, StoredVolume, VolumeRecord, VolumeState
 from storage.tables import (
     document_of,
     job_of,
@@ -311,8 +311,10 @@ class Catalogue:
         artifacts: Sequence[Artifact] = (),
         volume: StoredVolume | None = None,
         store: str | None = None,
+        derived: DerivedVolume | None = None,
     ) -> Job:
-        """Publish an attempt: the job `succeeded`; if it is a volume's ingest, the volume `ready`.
+        """Publish an attempt: the job `succeeded`; if it is a volume's ingest, the volume `ready`; if it has
+        `derived` a volume, that one too.
 
         Raises LeaseLost for a late attempt, and JobCancelled when somebody has asked for the job to stop:
         then nothing is published, and the job waits for `cancelled`. Raises ValueError for a result that
@@ -335,6 +337,8 @@ class Catalogue:
                     state=VolumeState.READY, stored=None if volume is None else volume.to_json(), store=store
                 )
             )
+            if derived is not None:
+                _insert_derived(connection, job_id, derived)
             change_jobs(connection, *waiting_for(job_id), **QUEUED_NOW)
         return finished[0]
 
@@ -471,6 +475,23 @@ def _awaited_ingest(connection: Connection, volume_id: str) -> str | None:
     if row.state != VolumeState.READY:
         raise VolumeNotReady(volume_id, row.state)
     return None
+
+
+def _insert_derived(connection: Connection, job_id: str, made: DerivedVolume) -> None:
+    stored = made.stored
+    connection.execute(
+        insert(volumes).values(
+            id=derived_id(job_id),
+            name=made.name,
+            state=VolumeState.READY,
+            created_at=now(),
+            source_bytes=stored.voxel_bytes,
+            source_sha256=stored.digest.removeprefix("sha256:"),
+            ingest_job=job_id,
+            stored=stored.to_json(),
+            store=made.store,
+        )
+    )
 
 
 def _insert_job(connection: Connection, **values: Any) -> Job:

@@ -23,6 +23,11 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{uuid.UUID(int=value)}"
 
 
+def derived_id(job_id: str) -> str:
+    """The id of the volume that a job derives from its own: known as soon as the job is."""
+    return f"vol_{job_id.removeprefix('job_')}"
+
+
 def _next_tick() -> int:
     """Time in 1/4096 ms, but at least one more than the last answer."""
     global _last_tick  # noqa: PLW0603 - the clock of a process is one

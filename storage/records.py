@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from math import prod
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from storage.grid import VoxelGrid
 
@@ -42,11 +45,24 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class Derivation:
+    """What a volume that no scanner made was made of: a volume with its digest, by a kind of job with its
+    settings.
+    """
+
+    volume_id: str
+    digest: str
+    kind: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class StoredVolume:
-    """The facts of an ingested volume, as the catalogue keeps them.
+    """The facts of a volume, as the catalogue keeps them.
 
     `axes` names the array's axes (`("z", "y", "x")`, or with a leading `t` or `c`); `digest` is the
     root digest of the chunk manifest; `levels` counts the pyramid's levels; `stored_bytes` is on disk.
+    `derived` is None where an upload was ingested.
     """
 
     grid: VoxelGrid
@@ -61,6 +77,12 @@ class StoredVolume:
     frame_step_s: float | None = None
     warnings: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
+    derived: Derivation | None = None
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Bytes of the voxels of the finest level, of all frames, as they are in memory."""
+        return prod(self.array_shape) * np.dtype(self.dtype).itemsize
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary that `from_json` understands."""
@@ -69,6 +91,7 @@ class StoredVolume:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> StoredVolume:
         """The facts that `to_json` described."""
+        derived = record.get("derived")
         return cls(
             **{
                 **record,
@@ -77,8 +100,20 @@ class StoredVolume:
                 "axes": tuple(record["axes"]),
                 "array_shape": tuple(record["array_shape"]),
                 "warnings": tuple(record["warnings"]),
+                "derived": None if derived is None else Derivation(**derived),
             }
         )
+
+
+@dataclass(frozen=True)
+class DerivedVolume:
+    """A volume that a job made of another one, ready to be published: its name, facts, and path below the
+    data root. Its id is `storage.ids.derived_id` of the job's.
+    """
+
+    name: str
+    stored: StoredVolume
+    store: str
 
 
 @dataclass(frozen=True)
@@ -86,7 +121,8 @@ class VolumeRecord:
     """One row of the catalogue's volumes. `store` is the OME-Zarr's path below the data root.
 
     `stored` and `store` are None until the volume is ready; `error` says why it was rejected or
-    quarantined (`{"code", "detail", ...}`).
+    quarantined (`{"code", "detail", ...}`). `ingest_job` is the job that made it; for a derived volume
+    `source_bytes` are its voxels', and `source_sha256` is its own digest: no upload has it.
     """
 
     id: str

@@ -16,6 +16,7 @@ from pathlib import Path
 from storage.catalogue import INGEST, Catalogue
 from storage.checkpoints import checkpoint_folder
 from storage.errors import MissingVolume
+from storage.ids import derived_id
 from storage.jobs import OWNED, TERMINAL, Job, JobState
 
 ABANDONED_S = 86_400.0
@@ -24,7 +25,7 @@ RECENT = 200
 
 
 def store_key(volume_id: str, attempt: int) -> str:
-    """Where an attempt of an ingest writes its volume, below the data root."""
+    """Where an attempt of a job that makes a volume writes it, below the data root."""
     return f"volumes/{volume_id}/{attempt}.zarr"
 
 
@@ -41,11 +42,12 @@ def tidy_job(data_root: Path, job: Job) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     if job.state.terminal:
         shutil.rmtree(checkpoint_folder(data_root, job.id), ignore_errors=True)
-    if job.kind == INGEST and job.volume_id is not None:
-        for folder in _attempts(data_root / "volumes" / job.volume_id, r"(\d+)\.zarr", job):
+    made = job.volume_id if job.kind == INGEST else derived_id(job.id)
+    if made is not None:
+        for folder in _attempts(data_root / "volumes" / made, r"(\d+)\.zarr", job):
             shutil.rmtree(folder, ignore_errors=True)
-        if job.state.terminal:
-            upload_path(data_root, job.volume_id).unlink(missing_ok=True)
+    if job.kind == INGEST and job.volume_id is not None and job.state.terminal:
+        upload_path(data_root, job.volume_id).unlink(missing_ok=True)
 
 
 def tidy(data_root: Path, catalogue: Catalogue) -> None:

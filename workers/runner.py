@@ -74,6 +74,7 @@ class Runner:
             artifacts=outcome.artifacts,
             volume=outcome.volume,
             store=outcome.store,
+            derived=outcome.derived,
         )
 
     def _context(self, job: Job, lease: Lease) -> JobContext:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from catalogue_examples import ERROR, STORED, announce, ready_volume, upload
 
 from storage.catalogue import Catalogue
-from storage.errors import LeaseLost, MissingVolume, VolumeNotReady
+from storage.errors import JobCancelled, LeaseLost, MissingVolume, VolumeNotReady
+from storage.ids import derived_id
 from storage.jobs import JobState
-from storage.records import VolumeState
+from storage.records import Derivation, DerivedVolume, VolumeState
 
 
 def test_a_volume_is_created_with_its_ingest_job(catalogue: Catalogue) -> None:
@@ -117,3 +120,41 @@ def test_volumes_are_listed_newest_first_page_by_page(catalogue: Catalogue) -> N
     while pages[-1]:
         pages.append(catalogue.volumes(limit=2, before=pages[-1][-1].id))
     assert [volume.id for page in pages for volume in page] == made[::-1]
+
+
+def derived_of(volume_id: str) -> DerivedVolume:
+    stored = replace(
+        STORED, digest="sha256:" + "a" * 64, derived=Derivation(volume_id, STORED.digest, "measure")
+    )
+    return DerivedVolume("scan, measured", stored, "volumes/x/1.zarr")
+
+
+def test_a_job_publishes_the_volume_that_it_derived_with_its_result(catalogue: Catalogue) -> None:
+    announce(catalogue)
+    source = ready_volume(catalogue)
+    job = catalogue.submit("measure", {}, volume_id=source.id)
+    catalogue.claim(job.id, "worker-1", 30)
+    with pytest.raises(MissingVolume):
+        catalogue.volume(derived_id(job.id))
+    made = derived_of(source.id)
+    catalogue.finish(job.id, 1, {}, derived=made)
+    volume = catalogue.volume(derived_id(job.id))
+    assert (volume.state, volume.ingest_job, volume.stored) == (VolumeState.READY, job.id, made.stored)
+    assert (volume.name, volume.store) == (made.name, made.store)
+    assert (volume.source_bytes, volume.source_sha256) == (4 * 5 * 6 * 2, "a" * 64)
+    assert catalogue.submit("measure", {}, volume_id=volume.id).state is JobState.QUEUED
+
+
+def test_a_derived_volume_of_a_cancelled_or_lost_attempt_is_not_published(catalogue: Catalogue) -> None:
+    announce(catalogue)
+    source = ready_volume(catalogue)
+    asked, lost = (catalogue.submit("measure", {}, volume_id=source.id) for _ in range(2))
+    catalogue.claim(asked.id, "worker-1", 30)
+    catalogue.request_cancel(asked.id)
+    with pytest.raises(JobCancelled):
+        catalogue.finish(asked.id, 1, {}, derived=derived_of(source.id))
+    catalogue.claim(lost.id, "worker-1", -1)
+    catalogue.claim(lost.id, "worker-2", 30)
+    with pytest.raises(LeaseLost):
+        catalogue.finish(lost.id, 1, {}, derived=derived_of(source.id))
+    assert [volume.id for volume in catalogue.volumes()] == [source.id]

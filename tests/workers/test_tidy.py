@@ -11,6 +11,7 @@ from support.scans import files_below, upload
 from storage.artifacts import ArtifactStore
 from storage.catalogue import Catalogue
 from storage.checkpoints import Checkpoints, checkpoint_folder
+from storage.ids import derived_id
 from storage.tidy import ABANDONED_S, store_key, tidy, tidy_job
 
 
@@ -92,3 +93,19 @@ def test_checkpoints_outlive_attempts_and_go_with_the_job(catalogue: Catalogue, 
     catalogue.request_cancel(job.id)
     tidy(tmp_path, catalogue)
     assert files_below(tmp_path / "checkpoints") == []
+
+
+def test_what_dead_attempts_derived_goes_and_what_was_published_stays(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
+    job = catalogue.submit("probe", {})
+    made = derived_id(job.id)
+    catalogue.claim(job.id, "w", -1)
+    second = catalogue.claim(job.id, "w", 30)
+    assert second is not None
+    leave_stores(tmp_path, made, 1, 2)
+    tidy_job(tmp_path, second)
+    assert files_below(tmp_path / "volumes", "*/*") == [f"{made}/2.zarr"]
+    catalogue.finish(job.id, 2, {})
+    tidy(tmp_path, catalogue)
+    assert files_below(tmp_path / "volumes", "*/*") == [f"{made}/2.zarr"]

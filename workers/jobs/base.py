@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from models.learning.preparation import Caveat
 from storage.errors import InvalidParameters
 from storage.jobs import Artifact, JobKind, Queue
-from storage.records import StoredVolume
+from storage.records import DerivedVolume, StoredVolume
 from workers.context import JobContext
 from workers.preparing import cohort_bytes
 from workers.schemas import pointer
@@ -47,12 +47,15 @@ P = TypeVar("P", bound=Parameters)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job made. `volume` and `store` (its path below the data root) are for ingests only."""
+    """What a job made. `volume` and `store` (its path below the data root) are for ingests only; `derived` is
+    a volume that the job made of its own one.
+    """
 
     result: Result
     artifacts: tuple[Artifact, ...] = ()
     volume: StoredVolume | None = None
     store: str | None = None
+    derived: DerivedVolume | None = None
 
 
 class Kind(ABC, Generic[P]):
