@@ -12,6 +12,7 @@ from storage.artifacts import ArtifactStore
 from storage.catalogue import Catalogue
 from storage.checkpoints import Checkpoints, checkpoint_folder
 from storage.ids import derived_id
+from storage.jobs import JobKind, Queue
 from storage.tidy import ABANDONED_S, store_key, tidy, tidy_job
 
 
@@ -98,6 +99,7 @@ def test_checkpoints_outlive_attempts_and_go_with_the_job(catalogue: Catalogue, 
 def test_what_dead_attempts_derived_goes_and_what_was_published_stays(
     catalogue: Catalogue, tmp_path: Path
 ) -> None:
+    catalogue.announce("w", [JobKind("probe", "1", "", "", Queue.BATCH, {}, {})], "cpu")
     job = catalogue.submit("probe", {})
     made = derived_id(job.id)
     catalogue.claim(job.id, "w", -1)
