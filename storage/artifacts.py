@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from storage.disk import write_whole
+from storage.disk import DISK_FULL, write_whole, written_whole
 from storage.errors import CorruptArtifact, MissingArtifact, StorageFull
 from storage.jobs import Artifact, Job, JobState
 from storage.tensors import Array, packed, unpacked
@@ -73,13 +73,34 @@ class ArtifactWriter:
 
     def write_bytes(self, name: str, content: bytes, media_type: str) -> Artifact:
         """Any bytes under a plain lower-case name; StorageFull when the disk refuses."""
-        if not NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no artifact name")
         try:
-            write_whole(self._folder / name, content)
+            write_whole(self._place(name), content)
         except OSError as error:
             raise StorageFull(f"artifact {name!r} could not be written: {error.strerror}") from error
         return Artifact(name, len(content), hashlib.sha256(content).hexdigest(), media_type)
+
+    def write_pieces(self, name: str, pieces: Iterable[bytes], media_type: str) -> Artifact:
+        """Bytes of any length as they come, one piece in memory at a time; StorageFull when the disk is.
+
+        Whatever making a piece raises leaves nothing.
+        """
+        size, digest = 0, hashlib.sha256()
+        try:
+            with written_whole(self._place(name)) as file:
+                for piece in pieces:
+                    file.write(piece)
+                    digest.update(piece)
+                    size += len(piece)
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise StorageFull(f"artifact {name!r} could not be written: {error.strerror}") from error
+            raise
+        return Artifact(name, size, digest.hexdigest(), media_type)
+
+    def _place(self, name: str) -> Path:
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no artifact name")
+        return self._folder / name
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:

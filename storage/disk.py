@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """No space, no quota, or a file larger than the system lets it be."""
@@ -32,15 +35,24 @@ def write_whole(path: Path, content: bytes, *, part: str = "part") -> None:
 
     `part` ends the name that the file has until it is whole. Raises OSError, and leaves nothing then.
     """
+    with written_whole(path, part=part) as file:
+        file.write(content)
+
+
+@contextmanager
+def written_whole(path: Path, *, part: str = "part") -> Iterator[BinaryIO]:
+    """A file to be written piece by piece, which gets its name, as by `write_whole`, when the block ends;
+    after any error in it, it is gone.
+    """
     unfinished = path.with_name(f"{path.name}.{part}")
     try:
         make_folder(path.parent)
         with unfinished.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         unfinished.rename(path)
         sync(path.parent)
-    except OSError:
+    except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
