@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from storage.chunks import ChunkReader
 from storage.disk import DISK_FULL, sync
 from storage.errors import InvalidScan, StorageFull
+from storage.gaps import NAME as GAPS
+from storage.gaps import create_gaps
 from storage.jobs import Progress
 from storage.layout import SAMPLING, axis_names, create_group, plan_levels, writable
 from storage.manifest import Manifest
@@ -39,7 +41,8 @@ BLOCK = 1 << 20
 def ingest(scan: Scan, destination: Path, *, report: Report = lambda progress: None) -> StoredVolume:
     """Write the scan to `destination`, which must not exist, and return the volume's facts.
 
-    NaN and infinite voxels are replaced by the scan's smallest finite value, counted, and warned about.
+    NaN and infinite voxels are replaced by the scan's smallest finite value, counted, warned about, and
+    marked (storage/gaps.py).
     `report` may raise, to cancel. Raises InvalidScan for a scan without one finite voxel, StorageFull,
     and whatever the scan's reader raises; after any error the destination is gone.
     """
@@ -59,8 +62,10 @@ def _ingest(scan: Scan, destination: Path, report: Report) -> StoredVolume:
     moments, damaged = _write_slabs(scan, finest, report)
     if moments.count == 0:
         raise InvalidScan("the scan holds no finite voxel: all are NaN or infinite")
-    for slab in damaged:
-        _replace_non_finite(finest, slab, moments.minimum)
+    if damaged:
+        gaps = create_gaps(group, header.grid, axis_names(header.frames))
+        for slab in damaged:
+            _replace_non_finite(finest, gaps, slab, moments.minimum)
     levels = plan_levels(header.grid)
     build_pyramid(group, levels, lambda done, total: report(Progress("pyramid", done, total, "shards")))
     report(Progress("manifest"))
@@ -84,12 +89,13 @@ def _ingest(scan: Scan, destination: Path, report: Report) -> StoredVolume:
 
 def seal(group: zarr.Group, folder: Path, facts: StoredVolume) -> StoredVolume:
     """Write the facts, the chunks' checksums and the manifest that names all objects; make them durable."""
+    facts = replace(facts, gaps=GAPS in group)
     group.attrs["tomotrain"] = {
         k: v for k, v in facts.to_json().items() if k not in ("digest", "stored_bytes")
     }
     seals: dict[str, int] = {}
-    for level in range(facts.levels):
-        seals |= record_checksums(writable(group, level), folder)
+    for array in [*range(facts.levels), *([GAPS] if facts.gaps else [])]:
+        seals |= record_checksums(writable(group, array), folder)
     manifest = Manifest.of(folder, seals)
     manifest.write(folder)
     _make_durable(folder)
@@ -139,14 +145,18 @@ def _place(finest: zarr.Array[Any], slab: Slab) -> Any:
     return planes if finest.ndim == 3 else (slab.frame, planes)
 
 
-def _replace_non_finite(finest: zarr.Array[Any], slab: DamagedSlab, value: float) -> None:
+def _replace_non_finite(
+    finest: zarr.Array[Any], gaps: zarr.Array[Any], slab: DamagedSlab, value: float
+) -> None:
     start, stop = (slab.start, 0, 0), (slab.start + slab.planes, *finest.shape[-2:])
     if finest.ndim == 3:
         voxels = ChunkReader(finest).box(start, stop)
     else:
         voxels = ChunkReader(finest).box((slab.frame, *start), (slab.frame + 1, *stop))[0]
-    voxels[~_finite(voxels)] = value
-    finest[_place(finest, Slab(slab.frame, slab.start, voxels))] = voxels
+    missing = ~_finite(voxels)
+    voxels[missing] = value
+    place = _place(finest, Slab(slab.frame, slab.start, voxels))
+    finest[place], gaps[place] = voxels, missing
 
 
 def _finite(voxels: Array) -> NDArray[np.bool_]:
@@ -208,7 +218,8 @@ def _warnings(statistics: Statistics) -> list[str]:
     if statistics.replaced:
         said.append(
             f"{statistics.replaced:,} voxels were NaN or infinite; "
-            f"they were replaced by the smallest finite value, {statistics.minimum:g}"
+            f"they were replaced by the smallest finite value, {statistics.minimum:g}; "
+            "the job complete fills them by what is around them"
         )
     if statistics.minimum == statistics.maximum:
         said.append(f"the scan has no contrast: every voxel is {statistics.minimum:g}")

@@ -62,7 +62,8 @@ class StoredVolume:
 
     `axes` names the array's axes (`("z", "y", "x")`, or with a leading `t` or `c`); `digest` is the
     root digest of the chunk manifest; `levels` counts the pyramid's levels; `stored_bytes` is on disk.
-    `derived` is None where an upload was ingested.
+    `derived` is None where an upload was ingested; `gaps` says whether its store knows of voxels that were
+    never measured (storage/gaps.py).
     """
 
     grid: VoxelGrid
@@ -78,6 +79,7 @@ class StoredVolume:
     warnings: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     derived: Derivation | None = None
+    gaps: bool = False
 
     @property
     def voxel_bytes(self) -> int:

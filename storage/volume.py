@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from storage.chunks import ChunkReader
 from storage.cubes import CubeReader
 from storage.errors import CorruptVolume, InvalidParameters, MissingKey
+from storage.gaps import NAME as GAPS
+from storage.gaps import Gaps
 from storage.layout import Level, plan_levels
 from storage.manifest import NAME as MANIFEST
 from storage.manifest import Manifest
@@ -83,6 +85,14 @@ class Volume:
             scheduler=scheduler,
             seals=self.manifest.seals,
         )
+
+    def gaps(self) -> Gaps | None:
+        """Which voxels of level 0 were never measured; None where the store does not know of any."""
+        if not self.stored.gaps:
+            return None
+        array = self._group[GAPS]
+        assert isinstance(array, zarr.Array)
+        return Gaps(array, self.manifest.seals)
 
     def plane(self, axis: Axis, index: int, *, level: int = 0, frame: int = 0) -> Array:
         """One plane (h, w) across an axis, rows and columns in the order z, y, x; reads its chunks only.
