@@ -8,6 +8,7 @@ See docs/adr/0002-layout-on-disk.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,9 @@ import zarr
 from ome_zarr_models.v05.axes import Axis
 from ome_zarr_models.v05.image import ImageAttrs
 from ome_zarr_models.v05.multiscales import Dataset, Multiscale
+from zarr.abc.codec import Codec
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+from zarr.storage import MemoryStore
 
 from storage.grid import Frames, VoxelGrid
 
@@ -30,9 +33,17 @@ class Tiling:
     chunk: Shape3
     shard: Shape3
 
+    def within(self, shape: Shape3) -> Tiling:
+        """The same for a level of `shape`: shards end with it, no chunk lies outside of it altogether."""
+        chunk = np.array(self.chunk)
+        whole = -(-np.array(shape) // chunk) * chunk
+        return Tiling(self.chunk, _triple(np.minimum(self.shard, whole)))
+
 
 SAMPLING = Tiling((32, 32, 32), (32, 512, 512))
 VIEWING = Tiling((64, 64, 64), (64, 256, 256))
+PLAIN_CODECS: tuple[Codec, ...] = (BytesCodec(endian="little"), ZstdCodec(level=1, checksum=True))
+"""Of an inner chunk; a crc32c follows."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +55,8 @@ class Level:
 
     @property
     def tiling(self) -> Tiling:
-        """Small chunks for the level that is sampled, large ones for those that are viewed.
-
-        Shards end with the level: no chunk is written that lies outside of it altogether.
-        """
-        tiling = SAMPLING if self.factor == (1, 1, 1) else VIEWING
-        chunk = np.array(tiling.chunk)
-        whole = -(-np.array(self.shape) // chunk) * chunk
-        return Tiling(tiling.chunk, _triple(np.minimum(tiling.shard, whole)))
+        """Small chunks for the level that is sampled, large ones for those that are viewed."""
+        return (SAMPLING if self.factor == (1, 1, 1) else VIEWING).within(self.shape)
 
 
 def plan_levels(grid: VoxelGrid) -> tuple[Level, ...]:
@@ -71,23 +76,31 @@ def plan_levels(grid: VoxelGrid) -> tuple[Level, ...]:
     return tuple(levels)
 
 
-def create_group(store: str, grid: VoxelGrid, frames: Frames | None, dtype: np.dtype[Any]) -> zarr.Group:
-    """An empty OME-Zarr 0.5 group with all its levels, `0` the finest."""
+def create_group(
+    store: str | MemoryStore,
+    grid: VoxelGrid,
+    frames: Frames | None,
+    dtype: np.dtype[Any],
+    *,
+    tiling: Callable[[Level], Tiling] = lambda level: level.tiling,
+    codecs: Sequence[Codec] = PLAIN_CODECS,
+) -> zarr.Group:
+    """An empty OME-Zarr 0.5 group with all its levels, `0` the finest. `codecs` are those of inner chunks."""
     levels = plan_levels(grid)
     axes = axis_names(frames)
     group = zarr.create_group(store, zarr_format=3)
     group.attrs["ome"] = ome_attributes(grid, frames, levels)
     for number, level in enumerate(levels):
         lead = () if frames is None else (frames.count,)
-        ones = (1,) * len(lead)
+        ones, tiles = (1,) * len(lead), tiling(level)
         group.create_array(
             str(number),
             shape=(*lead, *level.shape),
             dtype=dtype,
-            chunks=(*ones, *level.tiling.shard),
+            chunks=(*ones, *tiles.shard),
             serializer=ShardingCodec(
-                chunk_shape=(*ones, *level.tiling.chunk),
-                codecs=[BytesCodec(endian="little"), ZstdCodec(level=1, checksum=True), Crc32cCodec()],
+                chunk_shape=(*ones, *tiles.chunk),
+                codecs=[*codecs, Crc32cCodec()],
                 index_codecs=[BytesCodec(endian="little"), Crc32cCodec()],
                 index_location="end",
             ),
@@ -99,8 +112,8 @@ def create_group(store: str, grid: VoxelGrid, frames: Frames | None, dtype: np.d
     return group
 
 
-def writable(group: zarr.Group, number: int) -> zarr.Array[Any]:
-    """A level's array, set to store empty chunks too: in our volumes an absent chunk is a damaged one."""
+def writable(group: zarr.Group, number: int | str) -> zarr.Array[Any]:
+    """An array, a level's mostly, set to store empty chunks too: in our volumes an absent one is damaged."""
     array = group[str(number)]
     assert isinstance(array, zarr.Array)
     return array.with_config({"write_empty_chunks": True})

@@ -36,13 +36,26 @@ def build_pyramid(group: zarr.Group, levels: tuple[Level, ...], report: Callable
         stop = tuple(
             min(c + s, n) for c, s, n in zip(corner, coarser.tiling.shard, coarser.shape, strict=True)
         )
-        block = np.empty([b - a for a, b in zip(corner, stop, strict=True)], target.dtype)
-        for low in range(corner[0], stop[0], PLANES):
-            high = min(low + PLANES, stop[0])
-            voxels = _source(source, frame, finer, coarser, (low, *corner[1:]), (high, *stop[1:]))
-            block[low - corner[0] : high - corner[0]] = downsample(voxels, _step(finer, coarser))
+        block = coarser_box(source, frame, finer, coarser, corner, stop)
         place: Any = tuple(slice(a, b) for a, b in zip(corner, stop, strict=True))
         target[place if target.ndim == 3 else (frame, *place)] = block
+
+
+def coarser_box(
+    source: zarr.Array[Any],
+    frame: int,
+    finer: Level,
+    coarser: Level,
+    start: tuple[int, ...],
+    stop: tuple[int, ...],
+) -> Array:
+    """The voxels `start:stop` (z, y, x) of a level, by means of `source`, the array of the next finer one."""
+    block = np.empty([b - a for a, b in zip(start, stop, strict=True)], source.dtype)
+    for low in range(start[0], stop[0], PLANES):
+        high = min(low + PLANES, stop[0])
+        voxels = _source(source, frame, finer, coarser, (low, *start[1:]), (high, *stop[1:]))
+        block[low - start[0] : high - start[0]] = downsample(voxels, _step(finer, coarser))
+    return block
 
 
 def downsample(voxels: Array, step: Shape3) -> Array:

@@ -1,0 +1,331 @@
+"""A volume made of another one, shard by shard, by any function that gives the values of a box.
+
+What is in memory at a time is one shard, 64 x 256 x 256 voxels at most. A shard that is whole is never made
+twice, whatever becomes of the attempt that made it (`storage.derived_draft`). Statistics are those of what a
+reader decodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from storage.compressors.base import as_dtype
+from storage.derived_coding import FILL, PLAIN, Coding, framed, putt
+from storage.derived_draft import Draft, Drafts, Shard
+from storage.disk import sync
+from storage.grid import Frames
+from storage.ingest import Moments, Report, seal
+from storage.jobs import Progress
+from storage.layout import Level, create_group, writable
+from storage.pyramid import coarser_box
+from storage.records import Derivation, StoredVolume
+from storage.shards import ABSENT, CRC_BYTES, object_key
+from storage.volume import Volume
+
+__all__ = ["PLAIN", "Box", "Coding", "Drafts", "derive", "drafted", "framed", "putt", "whole_box"]
+
+Array = NDArray[Any]
+Box = tuple[slice, slice, slice]
+Values = Callable[[int | None, Box], Array]
+"""The voxels of level 0 in a box (z, y, x) of a frame; None where there are no frames."""
+Coarser = Callable[[int, int | None, Box], Array]
+"""The same of a coarser level."""
+FORMAT = 1
+"""Of drafts: raise it when what is written for the same purpose changes."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A volume that is whole and sealed, and not published yet.
+
+    `squares` and `largest` are the sum of squared errors and the largest error of level 0, against what it
+    was made of; `level_bytes` are the bytes of each level's shards; `made` and `kept` count tiles that were
+    coded now and by earlier attempts.
+    """
+
+    draft: Draft
+    stored: StoredVolume
+    squares: float
+    largest: float
+    level_bytes: tuple[int, ...]
+    made: int
+    kept: int
+
+    def volume(self) -> Volume:
+        """Opened where it lies now."""
+        return Volume.open(self.draft.store, self.stored.digest)
+
+    def publish(self, folder: Path) -> StoredVolume:
+        """Move it to its place."""
+        self.draft.publish(folder)
+        return self.stored
+
+
+def derive(
+    source: Volume,
+    folder: Path,
+    values: Values,
+    *,
+    drafts: Drafts,
+    derivation: Derivation,
+    coding: Coding = PLAIN,
+    **how: Any,
+) -> StoredVolume:
+    """Write the volume and move it to `folder`; all else as `drafted`."""
+    return drafted(source, values, drafts=drafts, derivation=derivation, coding=coding, **how).publish(folder)
+
+
+def drafted(  # noqa: PLR0913
+    source: Volume,
+    values: Values,
+    *,
+    drafts: Drafts,
+    derivation: Derivation,
+    coding: Coding = PLAIN,
+    dtype: np.dtype[Any] | None = None,
+    coarser: Coarser | None = None,
+    warnings: Sequence[str] = (),
+    versions: Sequence[str] = (),
+    report: Report = lambda progress: None,
+    threads: int = 1,
+) -> Written:
+    """A volume with the geometry, frames, metadata and warnings of `source`, and values of its own.
+
+    `values` and `coarser` are asked for one box after the other, each the part of a shard that lies within
+    the level; they give finite values of the box's shape, which are rounded to `dtype` and kept within it
+    (the source's if it is not given). Without `coarser`, a level is made of means of the one that was written
+    before it. `versions` are of programs whose change makes drafts worthless.
+
+    `report` is called between tiles and may raise, to cancel: what is whole is found by the next attempt.
+    Raises ValueError for values of another shape or not finite, StorageFull, LeaseLost, and as `values`.
+    """
+    dtype = np.dtype(source.stored.dtype) if dtype is None else np.dtype(dtype)
+    purpose = _purpose(derivation, coding, dtype, versions)
+    draft = drafts.open(purpose)
+    group = _group(draft, source, coding, dtype)
+    with ThreadPoolExecutor(threads) as pool:
+        writer = _Writer(draft, group, source.levels, coding, dtype, report, pool)
+        made = writer.write(values, coarser)
+    report(Progress("manifest"))
+    finest = [draft.shards[place.key] for place in writer.places(0)]
+    stored = replace(
+        source.stored,
+        array_shape=tuple(writable(group, 0).shape),
+        dtype=dtype.name,
+        statistics=replace(
+            _merged(finest).statistics(replaced=0), replaced=source.stored.statistics.replaced
+        ),
+        warnings=(*source.stored.warnings, *warnings),
+        derived=derivation,
+    )
+    return Written(
+        draft,
+        seal(group, draft.store, stored),
+        math.fsum(shard.squares for shard in finest),
+        max(shard.largest for shard in finest),
+        tuple(
+            sum(draft.shards[place.key].size for place in writer.places(n)) for n in range(len(source.levels))
+        ),
+        made,
+        sum(shard.tiles for shard in draft.shards.values()) - made,
+    )
+
+
+def whole_box(shape: Sequence[int]) -> Box:
+    """The box that holds everything."""
+    z, y, x = (slice(0, side) for side in shape[-3:])
+    return z, y, x
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A shard of a level: its key, and the box that it holds of a frame."""
+
+    key: str
+    frame: int | None
+    box: Box
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the shards of all levels that the draft does not have."""
+
+    draft: Draft
+    group: zarr.Group
+    levels: tuple[Level, ...]
+    coding: Coding
+    dtype: np.dtype[Any]
+    report: Report
+    pool: ThreadPoolExecutor
+
+    def write(self, values: Values, coarser: Coarser | None) -> int:
+        """How many tiles were coded."""
+        done, made = sum(shard.tiles for shard in self.draft.shards.values()), 0
+        total = sum(self._tiles(n, place.box) for n in range(len(self.levels)) for place in self.places(n))
+        for number in range(len(self.levels)):
+            for place in self.places(number):
+                if place.key in self.draft.shards:
+                    continue
+                self.report(Progress("coding", done + made, total, "tiles"))
+                block = self._block(number, place, values, coarser)
+                made += self._coded(number, place, block, done + made, total)
+        return made
+
+    def places(self, number: int) -> Iterator[_Place]:
+        """The shards of a level, frame by frame."""
+        array = writable(self.group, number)
+        shape, shard = array.shape[-3:], (array.shards or array.chunks)[-3:]
+        frames = range(array.shape[0]) if array.ndim == 4 else [None]
+        for frame in frames:
+            for index in itertools.product(*(range(-(-n // s)) for n, s in zip(shape, shard, strict=True))):
+                z, y, x = (
+                    slice(i * s, min((i + 1) * s, n)) for i, s, n in zip(index, shard, shape, strict=True)
+                )
+                lead = () if frame is None else (frame,)
+                key = array.metadata.encode_chunk_key((*lead, *index))
+                yield _Place(object_key(array, key), frame, (z, y, x))
+
+    def _block(self, number: int, place: _Place, values: Values, coarser: Coarser | None) -> Array:
+        """The voxels of a shard, checked."""
+        if number == 0:
+            block = values(place.frame, place.box)
+        elif coarser is not None:
+            block = coarser(number, place.frame, place.box)
+        else:
+            start, stop = zip(*((axis.start, axis.stop) for axis in place.box), strict=True)
+            finer = writable(self.group, number - 1)
+            block = coarser_box(
+                finer, place.frame or 0, self.levels[number - 1], self.levels[number], start, stop
+            )
+        shape = tuple(axis.stop - axis.start for axis in place.box)
+        if block.shape != shape:
+            raise ValueError(f"values of shape {block.shape} were given for a box of {shape}")
+        if block.dtype.kind == "f" and not np.isfinite(block).all():
+            raise ValueError("values that are not finite were given for a derived volume")
+        return block if block.dtype == self.dtype else as_dtype(block, self.dtype)
+
+    def _coded(self, number: int, place: _Place, block: Array, done: int, total: int) -> int:
+        """Code a shard's tiles and add it to the draft; how many they were."""
+        array = writable(self.group, number)
+        chunk, shard = array.chunks[-3:], (array.shards or array.chunks)[-3:]
+        grid = [s // c for s, c in zip(shard, chunk, strict=True)]
+        inside = [-(-n // c) for n, c in zip(block.shape, chunk, strict=True)]
+        tiles = list(np.ndindex(*inside))
+        coded: list[_Coded] = []
+        exact = self.coding.lossless or number > 0
+
+        def code(index: tuple[int, ...]) -> _Coded:
+            part = block[tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, chunk, strict=True))]
+            return _Coded.of(self.coding, part, chunk, exact)
+
+        for one in self.pool.map(code, tiles):
+            coded.append(one)
+            self.report(Progress("coding", done + len(coded), total, "tiles"))
+        at = {index: one.data for index, one in zip(tiles, coded, strict=True)}
+        content = shard_bytes([at.get(index) for index in np.ndindex(*grid)])
+        moments = Moments() if number else Moments.of(block) if exact else _merged(coded)
+        self.draft.add(
+            place.key,
+            content,
+            tiles=len(tiles),
+            moments=moments,
+            squares=math.fsum(one.squares for one in coded),
+            largest=max(one.largest for one in coded),
+        )
+        return len(tiles)
+
+    def _tiles(self, number: int, box: Box) -> int:
+        chunk = writable(self.group, number).chunks[-3:]
+        return math.prod(-(-(axis.stop - axis.start) // c) for axis, c in zip(box, chunk, strict=True))
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """A tile as bytes; what it decodes to, and its errors."""
+
+    data: bytes
+    moments: Moments = field(default_factory=Moments)
+    squares: float = 0.0
+    largest: float = 0.0
+
+    @classmethod
+    def of(cls, coding: Coding, values: Array, chunk: tuple[int, ...], exact: bool) -> _Coded:
+        """The part of a tile that lies within the array; `exact` spares its decoding."""
+        tile = values
+        if values.shape != chunk:
+            tile = np.full(chunk, FILL, values.dtype)
+            tile[tuple(map(slice, values.shape))] = values
+        data = coding.encoded(tile)
+        if exact:
+            return cls(data)
+        z, y, x = chunk
+        told = coding.decoded(data, (z, y, x), values.dtype)[tuple(map(slice, values.shape))]
+        errors = np.subtract(told, values, dtype=np.float64).ravel()
+        return cls(data, Moments.of(told), float(errors @ errors), float(np.abs(errors).max()))
+
+
+def shard_bytes(chunks: Sequence[bytes | None]) -> bytes:
+    """A shard of chunks in C order, each followed by its crc32c, and the index at the end; None is absent.
+
+    As the sharding-indexed codec of Zarr v3 lays it out.
+    """
+    entries = np.full((len(chunks), 2), ABSENT, "<u8")
+    parts, offset = [], 0
+    for number, chunk in enumerate(chunks):
+        if chunk is not None:
+            entries[number] = offset, len(chunk) + CRC_BYTES
+            parts += [chunk, _crc(chunk)]
+            offset += len(chunk) + CRC_BYTES
+    index = entries.tobytes()
+    return b"".join([*parts, index, _crc(index)])
+
+
+def _crc(data: bytes) -> bytes:
+    return int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little")
+
+
+def _merged(parts: Sequence[Shard] | Sequence[_Coded]) -> Moments:
+    moments = Moments()
+    for part in parts:
+        moments = moments.merge(part.moments)
+    return moments
+
+
+def _group(draft: Draft, source: Volume, coding: Coding, dtype: np.dtype[Any]) -> zarr.Group:
+    """The draft's group; a new one where no shard is whole."""
+    if draft.shards:
+        return zarr.open_group(draft.store, mode="r+", zarr_format=3)
+    shutil.rmtree(draft.store, ignore_errors=True)
+    stored = source.stored
+    group = create_group(
+        str(draft.store), stored.grid, _frames(stored), dtype, tiling=coding.tiling, codecs=coding.codecs
+    )
+    for path in [*draft.store.rglob("*"), draft.store, draft.folder]:
+        sync(path)
+    return group
+
+
+def _frames(stored: StoredVolume) -> Frames | None:
+    if len(stored.axes) == 3:
+        return None
+    axis: Any = stored.axes[0]
+    return Frames(axis, stored.array_shape[0], stored.frame_step_s)
+
+
+def _purpose(derivation: Derivation, coding: Coding, dtype: np.dtype[Any], versions: Sequence[str]) -> str:
+    told = [FORMAT, asdict(derivation), coding.to_json(), dtype.str, np.__version__, *versions]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
