@@ -5,6 +5,7 @@ from __future__ import annotations
 from workers.jobs.base import AnyKind
 from workers.jobs.embed import Embed
 from workers.jobs.evaluate import Evaluate
+from workers.jobs.export import Export
 from workers.jobs.ingest import Ingest
 from workers.jobs.predict import Predict
 from workers.jobs.train import Train
@@ -15,4 +16,5 @@ KINDS: tuple[AnyKind, ...] = (
     Train(),
     Predict(),
     Evaluate(),
+    Export(),
 )

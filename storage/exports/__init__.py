@@ -1,0 +1,9 @@
+"""Volumes as files that other programs read, made piece by piece in bounded memory.
+
+slabs      the finest level, frame after frame, a few planes at a time
+nifti      NIfTI-1 and NIfTI-2, gzipped
+ome_zarr   the OME-Zarr store: with codecs that every reader has, or as it is
+zips       the store as one zip (OME-NGFF, RFC-9)
+"""
+
+from __future__ import annotations
