@@ -1,9 +1,9 @@
 """Decoded, verified chunks of one Zarr v3 array, with a cache that is bounded in bytes.
 
 zarr-python spends about 1 ms per chunk outside of decoding; sampling needs thousands of chunks. So the
-common codec chains (little-endian bytes, zstd, crc32c; inside shards or not) are decoded here by the same
-libraries that zarr calls; every other chain, and every store without synchronous access, goes through
-zarr itself. Both ways verify checksums. See docs/adr/0003-reading-cubes.md.
+common codec chains (little-endian bytes, zstd, crc32c; a codec of ours, crc32c; inside shards or not) are
+decoded here by the same libraries that zarr calls; every other chain, and every store without synchronous
+access, goes through zarr itself. Both ways verify checksums. See docs/adr/0003-reading-cubes.md.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ import numcodecs
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.codec import Codec
 from zarr.abc.store import ByteRequest, RangeByteRequest, SuffixByteRequest, SupportsGetSync
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 from zarr.core.metadata.v3 import ArrayV3Metadata
 from zarr.storage import LocalStore
 
-from storage.errors import CorruptVolume
+from storage.compressors import MissingPeer, NewerFormat
+from storage.compressors.zarr_codec import FramedCodec
+from storage.errors import CorruptVolume, UnreadableVolume
+from storage.putt.zarr_codec import ChunkCodec, PuttCodec
 from storage.shards import (
     ABSENT,
     CHECKSUMS,
@@ -190,10 +194,14 @@ def _fetch_by_zarr(array: zarr.Array[Any], chunk_shape: Index, index: Index) -> 
 
 @dataclass(frozen=True)
 class ChunkDecoder:
-    """Decodes `bytes(little) [+ zstd] [+ crc32c]`, checking the crc32c and zstd's own checksum."""
+    """Decodes `bytes(little) [+ zstd] [+ crc32c]` and `codec [+ crc32c]`, a codec of ours.
+
+    The crc32c is checked before anything is decoded, and zstd's own checksum.
+    """
 
     shape: Index
     dtype: np.dtype[Any]
+    codec: ChunkCodec | None
     zstd: bool
     crc: bool
     fill: Any
@@ -209,23 +217,21 @@ class ChunkDecoder:
             if not _is_plain_index(codecs[0]):
                 return None
             codecs = codecs[0].codecs
-        kinds = [type(codec) for codec in codecs]
-        if kinds not in (
-            [BytesCodec],
-            [BytesCodec, Crc32cCodec],
-            [BytesCodec, ZstdCodec],
-            [BytesCodec, ZstdCodec, Crc32cCodec],
-        ):
+        crc = isinstance(codecs[-1], Crc32cCodec)
+        first, *others = codecs[: len(codecs) - crc]
+        zstd = [type(codec) for codec in others] == [ZstdCodec]
+        if others and not zstd:
             return None
-        endian = cast(BytesCodec, codecs[0]).endian
-        if array.dtype.itemsize > 1 and (endian is None or endian.value != "little"):
+        own = first if isinstance(first, PuttCodec | FramedCodec) else None
+        if (own and zstd) or not (own or _is_little(first, array.dtype)):
             return None
-        little = array.dtype.newbyteorder("<")
-        return cls(chunk_shape, little, ZstdCodec in kinds, Crc32cCodec in kinds, array.fill_value)
+        return cls(chunk_shape, array.dtype.newbyteorder("<"), own, zstd, crc, array.fill_value)
 
     def __call__(self, encoded: Array, key: str) -> Array:
-        """The chunk in `encoded` (uint8). Raises CorruptVolume, naming `key`."""
+        """The chunk in `encoded` (uint8). Raises CorruptVolume, naming `key`, and UnreadableVolume."""
         body = _checked(encoded, key) if self.crc else encoded
+        if self.codec is not None:
+            return self._by_codec(self.codec, body, key)
         chunk = np.empty(self.shape, self.dtype)
         if not self.zstd:
             if body.nbytes != chunk.nbytes:
@@ -237,9 +243,24 @@ class ChunkDecoder:
             raise CorruptVolume(key, f"zstd: {error}") from error
         return chunk
 
+    def _by_codec(self, codec: ChunkCodec, body: Array, key: str) -> Array:
+        try:
+            return codec.chunk_values(body.tobytes(), self.shape, self.dtype, self.fill)
+        except (MissingPeer, NewerFormat) as error:
+            raise UnreadableVolume(key, str(error)) from error
+        except (ValueError, RuntimeError) as error:
+            raise CorruptVolume(key, f"{codec.name}: {error}") from error
+
     def absent(self) -> Array:
         """A chunk that was never written."""
         return np.full(self.shape, self.fill, self.dtype)
+
+
+def _is_little(codec: Codec, dtype: np.dtype[Any]) -> bool:
+    """Whether it writes values as they are in memory here."""
+    if not isinstance(codec, BytesCodec):
+        return False
+    return dtype.itemsize == 1 or (codec.endian is not None and codec.endian.value == "little")
 
 
 def _is_plain_index(codec: ShardingCodec) -> bool:

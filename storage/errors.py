@@ -24,6 +24,9 @@
     ├── UnusableModel                what was named as a model cannot be used as one
     ├── UnknownKind                  no worker has announced this kind of job
     ├── CorruptVolume                stored bytes no longer match their checksum or manifest
+    ├── UnreadableVolume             sound bytes that need a newer Tomotrain, or a library that is not here
+    ├── UnreachableQuality           no file of a volume is as small, or as good, as was wanted
+    ├── UnsuitableCompressor         a compressor cannot take a volume's values, or is not installed
     ├── CorruptArtifact              what a job wrote no longer matches its sha-256
     ├── OverBudget                   a job would need more memory than its worker may use
     ├── StorageFull                  the disk refused a write
@@ -267,6 +270,39 @@ class CorruptVolume(StorageError):
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(f"stored object {key!r}: {reason}")
         self.key, self.reason = key, reason
+
+
+class UnreadableVolume(StorageError):
+    """Stored bytes are sound, but cannot be decoded here: a newer Tomotrain is needed, or a library."""
+
+    code = "unreadable-volume"
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"stored object {key!r} cannot be decoded here: {reason}")
+        self.key, self.reason = key, reason
+
+
+class UnreachableQuality(StorageError):
+    """No compressed volume does what was wanted. `best` has the numbers of what comes nearest."""
+
+    code = "unreachable-target"
+
+    def __init__(self, compressor: str, wanted: str, best: dict[str, float | None], cure: str) -> None:
+        told = ", ".join(f"{name} = {number:.6g}" for name, number in best.items() if number is not None)
+        super().__init__(
+            f"{compressor} cannot reach {wanted} on this scan; what comes nearest: {told}; {cure}"
+        )
+        self.compressor, self.wanted, self.best = compressor, wanted, best
+
+
+class UnsuitableCompressor(StorageError):
+    """The compressor cannot take a volume's values, or its library is not installed."""
+
+    code = "unsuitable-compressor"
+
+    def __init__(self, compressor: str, reason: str) -> None:
+        super().__init__(f"compressor {compressor!r}: {reason}")
+        self.compressor, self.reason = compressor, reason
 
 
 class CorruptArtifact(StorageError):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from storage.chunks import ChunkReader
 from storage.cubes import CubeReader
-from storage.errors import CorruptVolume, InvalidParameters, MissingKey
+from storage.errors import CorruptVolume, InvalidParameters, MissingKey, UnreadableVolume
 from storage.gaps import NAME as GAPS
 from storage.gaps import Gaps
 from storage.layout import Level, plan_levels
@@ -61,10 +61,15 @@ class Volume:
         return plan_levels(self.stored.grid)
 
     def array(self, level: int = 0) -> zarr.Array[Any]:
-        """One level as a Zarr array. Raises InvalidParameters for a level that is not there."""
+        """One level as a Zarr array. Raises InvalidParameters for a level that is not there, and
+        UnreadableVolume where its codecs are not.
+        """
         if not 0 <= level < len(self.levels):
             raise InvalidParameters([("/level", f"levels go from 0 to {len(self.levels) - 1}, not {level}")])
-        array = self._group[str(level)]
+        try:
+            array = self._group[str(level)]
+        except ValueError as error:
+            raise UnreadableVolume(f"{level}/zarr.json", str(error)) from error
         assert isinstance(array, zarr.Array)
         return array
 

@@ -4,7 +4,8 @@ The first byte says what follows:
 
     0  constant    the value, float64
     1  train       step and offset, float64 each, and the coded train
-    2  as it is    the values, packed without loss: where they are not all finite, or a train takes more
+    2  as it is    the values, packed without loss: where they are not all finite, where a train takes more,
+                   and where numbers are too large or too fine for one
 
 All numbers are little-endian. Integers are rounded to the nearest when they are read, and kept within their
 dtype. A part, and a coarser level of a train, are made from the train itself.
@@ -13,6 +14,7 @@ dtype. A part, and a coarser level of a train, are made from the train itself.
 from __future__ import annotations
 
 import struct
+from math import isfinite, prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,12 @@ CONSTANT, TRAIN, AS_IT_IS = 0, 1, 2
 NUMBERS = struct.Struct("<dd")
 NUMBER = struct.Struct("<d")
 LOSSLESS = Blosc("zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)
+PACKED = struct.Struct("<4xIII")
+"""Blosc's header: values' bytes, a block's, and the bytes of all that was packed, after four of flags."""
+LARGEST = 1e100
+"""Squares of numbers are summed."""
+FINEST = 2.0**40
+"""Of steps in a block's norm: the integers of a train stay far below 2^63."""
 LEAST_PART = 2
 """Levels of the sub-blocks that a part is made of: 4^3 voxels."""
 
@@ -39,16 +47,35 @@ def block_bytes(values: Array, step: float) -> bytes:
     """A block (z, y, x), as a train for a step unless something else is smaller. Raises ValueError for a bad
     step.
     """
-    if values.size and (values == values.flat[0]).all():
-        return bytes([CONSTANT]) + NUMBER.pack(float(values.flat[0]))
-    plain = bytes([AS_IT_IS]) + bytes(LOSSLESS.encode(np.ascontiguousarray(values)))
-    if not np.isfinite(values).all():
+    if (constant := _constant(values)) is not None:
+        return bytes([CONSTANT]) + NUMBER.pack(constant)
+    little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    plain = bytes([AS_IT_IS]) + bytes(LOSSLESS.encode(little))
+    exact = values.astype(np.float64)
+    if not _fit_for_a_train(exact, step):
         return plain
-    train = factorised(Digits.of(values.shape).split(values.astype(np.float64)), step)
+    train = factorised(Digits.of(values.shape).split(exact), step)
     coded = bytes([TRAIN]) + NUMBERS.pack(train.step, train.offset) + encoded(train)
     return min(coded, plain, key=len)
 
 
+def _constant(values: Array) -> float | None:
+    """The number that all voxels hold, if there is one, it is finite and a float64 holds it."""
+    if not values.size or not (values == values.flat[0]).all():
+        return None
+    first = values.flat[0].item()
+    return float(first) if isfinite(first) and float(first) == first else None
+
+
+def _fit_for_a_train(values: NDArray[np.float64], step: float) -> bool:
+    """Whether they are finite, and no number of a train would be too large."""
+    low, high = float(values.min()), float(values.max())
+    if not (isfinite(low) and isfinite(high) and max(-low, high) < LARGEST):
+        return False
+    return not step > 0 or (high - low) * sqrt(values.size) < FINEST * step
+
+
+@np.errstate(over="ignore", invalid="ignore")
 def block_values(data: bytes, shape: Shape, dtype: Dtype) -> Array:
     """The whole block. Raises ValueError for bytes that are none of such a block."""
     if (train := _train(data, shape)) is not None:
@@ -56,6 +83,7 @@ def block_values(data: bytes, shape: Shape, dtype: Dtype) -> Array:
     return _without_train(data, shape, dtype)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def block_part(data: bytes, shape: Shape, dtype: Dtype, part: tuple[slice, slice, slice]) -> Array:
     """The voxels of a part, with the bits that they have in the whole; of a train, without making the rest.
 
@@ -93,27 +121,44 @@ def _train(data: bytes, shape: Shape) -> IntegerTrain | None:
     if len(data) < 1 + NUMBERS.size:
         raise ValueError(f"a block of {len(data)} bytes ends before its train")
     step, offset = NUMBERS.unpack_from(data, 1)
+    if not (isfinite(offset) and isfinite(step) and step > 0):
+        raise ValueError(f"a train of step {step} and offset {offset}: both are finite, a step is above 0")
     cores, scales = decoded(data[1 + NUMBERS.size :], Digits.of(shape).modes)
     return IntegerTrain(cores, scales, step, offset)
 
 
 def _without_train(data: bytes, shape: Shape, dtype: Dtype) -> Array:
     if data and data[0] == CONSTANT and len(data) == 1 + NUMBER.size:
-        return np.full(shape, NUMBER.unpack_from(data, 1)[0]).astype(dtype)
+        return _as(np.full(shape, *NUMBER.unpack_from(data, 1)), dtype)
     if data and data[0] == AS_IT_IS:
-        try:
-            plain = LOSSLESS.decode(data[1:])
-        except RuntimeError as error:
-            raise ValueError(f"the block's values cannot be unpacked: {error}") from error
-        return np.frombuffer(plain, dtype).reshape(shape)
+        little = dtype.newbyteorder("<")
+        return np.frombuffer(_unpacked(data[1:], prod(shape) * dtype.itemsize), little).reshape(shape)
     raise ValueError(
         f"no block of this version: {len(data)} bytes that begin with {data[:1].hex() or 'none'}"
     )
 
 
+def _unpacked(data: bytes, count: int) -> bytes:
+    """So many bytes. Raises ValueError for others, before there is room for them."""
+    told, _, packed = PACKED.unpack_from(data) if len(data) >= PACKED.size else (0, 0, 0)
+    if told != count or packed != len(data):
+        raise ValueError(
+            f"{packed} bytes announced for {told}; there are {len(data)}, and the block has {count}"
+        )
+    try:
+        return bytes(LOSSLESS.decode(data))
+    except RuntimeError as error:
+        raise ValueError(f"the block's values cannot be unpacked: {error}") from error
+
+
 def _as(values: NDArray[np.float64], dtype: Dtype) -> Array:
-    """Rounded and kept within an integer dtype."""
+    """Rounded and kept within an integer dtype. Raises ValueError where they are not finite."""
+    if not np.isfinite(values).all():
+        raise ValueError("the block's values are not finite: they are no train's and no constant's")
     if dtype.kind not in "iu":
         return values.astype(dtype)
     limits = np.iinfo(dtype)
-    return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
+    most = float(limits.max)
+    return np.clip(np.rint(values), limits.min, most if most == limits.max else np.nextafter(most, 0)).astype(
+        dtype
+    )

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.putt.block import AS_IT_IS, CONSTANT, TRAIN, block_bytes, block_part, block_values
-from storage.putt.zarr_codec import NAME, PuttCodec
+from storage.putt.zarr_codec import PuttCodec
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SHAPE = (16, 20, 18)
@@ -105,7 +105,7 @@ def test_any_reader_opens_an_array_of_blocks(tmp_path: Path) -> None:
     metadata = json.loads((tmp_path / "scan.zarr" / "zarr.json").read_text())
     (sharding,) = metadata["codecs"]
     assert sharding["configuration"]["codecs"][0] == {
-        "name": NAME,
+        "name": PuttCodec.name,
         "configuration": {"step": 20.0, "version": 1},
     }
     again = zarr.open_array(tmp_path / "scan.zarr", mode="r")
