@@ -26,7 +26,12 @@ MARKERS = ("zarr.json", ".zarray", ".zgroup")
 METADATA_BYTES = 16 << 20
 MAX_CHUNKS = 1 << 24
 COMPRESSING = {"gzip", "zstd", "blosc"}
-CODECS = {"bytes", "crc32c", "sharding_indexed", "transpose"} | COMPRESSING
+BLOCKS = "tomotrain.putt"
+"""Our own codec: its blocks say what they take before they are decoded. Of `FRAMES` others decode some."""
+FRAMES = "tomotrain.compressed"
+MOST_BLOCK = 128
+"""Voxels along a side of a block: the ranks of a hostile one are bounded by its size."""
+CODECS = {"bytes", "crc32c", "sharding_indexed", "transpose", BLOCKS} | COMPRESSING
 INDEX_CODECS = ["bytes", "crc32c"]
 COMPRESSORS = {"blosc", "gzip", "zlib", "zstd", "lz4"}
 DTYPES_V3 = {
@@ -255,7 +260,14 @@ def _names(entries: Iterable[Any], key: str) -> str:
 def _packing(codecs: Sequence[dict[str, Any]], chunks: tuple[int, ...], itemsize: int) -> Packing:
     """How the chunks are stored, shards included. Raises UnsupportedScan for other codecs."""
     names = [codec["name"] for codec in codecs]
+    if BLOCKS in names and (max(chunks) > MOST_BLOCK or math.prod(chunks[:-3]) > 1):
+        raise UnsupportedScan(f"Zarr codec {BLOCKS!r} with chunks of {chunks}: at most {MOST_BLOCK} a side")
     for name in names:
+        if name == FRAMES:
+            raise UnsupportedScan(
+                f"Zarr codec {FRAMES!r} is not handled in what is sent; send the scan as it was before, or "
+                "have the service that holds it export it without its codecs"
+            )
         if name not in CODECS:
             raise UnsupportedScan(f"Zarr codec {name!r} is not handled; use {', '.join(sorted(CODECS))}")
     compressors = [name for name in names if name in COMPRESSING]
