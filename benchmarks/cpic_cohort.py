@@ -161,6 +161,8 @@ SIMPLE = tuple((Simple(name), ONE) for name in ("constant", "voxel_ridge", "tt_r
 TABULAR = (Simple("tabular"), ONE)
 FROZEN = Family(Cpic(starts=1, steps=0), mark="frozen ")
 QUANTISED = Family(trains=("cpic",))
+WHOLE = Family(trains=("cpic", "cpic TT", "cpic TT + overview"))
+MASKED = Family(trains=("cpic", "cpic + overview"))
 GUIDED = Family(
     replace(Cpic(), steps=400, voxels=512, uniform=0.3),
     VoxelReadoutConfig(count=8000, uniform=0.3),
@@ -267,18 +269,18 @@ CASES: dict[str, Case] = {
         Made(spread, 128), (*SIMPLE[:2], (INTENSITIES, ONE), (Family(), SEEDS)), asked_of_spread(0.05)
     ),
     "spots-64": Case(Made(spots, 64), (*SIMPLE, (INTENSITIES, ONE), (Family(), FEW), (GUIDED, FEW))),
-    "ixi_age": real_case(Real("ixi_age", HEADS), PLAIN, {Family(): SEEDS}, Auto()),
-    "ixi_age-late": real_case(Real("ixi_age", HEADS, scale="late"), PLAIN, {Family(): SEEDS}, None),
+    "ixi_age": real_case(Real("ixi_age", HEADS), PLAIN, {WHOLE: SEEDS}, Auto()),
+    "ixi_age-late": real_case(Real("ixi_age", HEADS, scale="late"), PLAIN, {WHOLE: SEEDS}, None),
     "hippocampus": real_case(
         Real("hippocampus", CROPS),
         [each for each in PLAIN if each.name != "tabular"],
-        {Family(): SEEDS},
+        {WHOLE: SEEDS},
         Auto(),
     ),
     "soop": real_case(
         Real("soop", MASKS),
         OF_MASKS,
-        {QUANTISED: SEEDS, LESIONS: ONE},
+        {MASKED: SEEDS, LESIONS: ONE},
         Auto({"voxel_ridge": COARSE}, folds=3),
     ),
 }

@@ -176,8 +176,9 @@ class Family:
     """One encoder, read in several ways. `mark` is put before their names.
 
     `random_voxels`; `cpic` (QTT of rank 10; principal features or moments, whichever inner cross-validation
-    prefers), its blocks alone, `cpic TT` likewise, and the head that descended with the encoder (`cpic own
-    head`, on the moments of the QTT, statistics made anew).
+    prefers), its blocks alone, `cpic TT` likewise, either with the scan's block means beside the train (`cpic
+    + overview`), and the head that descended with the encoder (`cpic own head`, on the moments of the QTT,
+    statistics made anew).
     """
 
     recipe: Cpic = field(default_factory=Cpic)
@@ -220,12 +221,17 @@ class Family:
 
     def _by_fibres(self, name: str, trained: Trained, training: Cohort, test: Cohort, seed: int) -> Told:
         encoder = calibrated(trained.encoder, training.inputs.scans, seed, CPU)
-        config = TT if name == "cpic TT" else self.recipe.readout
+        bare = name.removesuffix(BESIDE)
+        config = TT if bare == "cpic TT" else self.recipe.readout
+        if name != bare:
+            config = replace(config, overview=OVERVIEW)
         readout, seen = _fibre_readout(config, encoder, training, seed)
         model = CpicModel.fitted(self.recipe.encoder, encoder, readout, seen, training, TASK, {}, seed)
         asked, facts = _asked(readout, test)
+        if config.overview:
+            facts["voxels"] += float(np.prod(test.inputs.scans[0].shape))
         told = {name: (_answers(model, asked, test), facts | _parameters(model))}
-        for block in filter(readout.blocks.__contains__, ALONE[name]):
+        for block in filter(readout.blocks.__contains__, ALONE.get(name, ())):
             only = _only(model, block, seen, training, seed)
             told[f"{name} {block}"] = _answers(only, asked, test), facts | _parameters(only)
         if name == "cpic" and self.recipe.steps and not self.recipe.projected_steps:
@@ -235,6 +241,8 @@ class Family:
 
 
 TT = FibreReadoutConfig(FibreConfig(layout="tt", rank=10), counts=(10,), poolings=(2,))
+BESIDE, OVERVIEW = " + overview", 12
+"""What is put behind a name where block means stand beside the train, and how many there are per axis."""
 ALONE = {"cpic": ("principal 10", "moments 2"), "cpic TT": ("moments 2",)}
 """Blocks of features that are reported by themselves."""
 

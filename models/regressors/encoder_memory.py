@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 
 import torch
 
@@ -11,7 +12,7 @@ from models.cpic.encoder import KERNEL, LearnedCpic
 from models.cpic.encoding import ENCODE_BATCH, FETCH_BYTES
 from models.regressors.base import Extent
 from models.regressors.encoders import CHUNK, EncoderConfig, ProjectionConfig
-from models.regressors.memory import FLOAT64, head_bytes, look_bytes, trains_bytes
+from models.regressors.memory import FLOAT64, head_bytes, look_bytes, slab_bytes, trains_bytes
 from models.regressors.readouts import FibreReadoutConfig, VoxelReadoutConfig
 
 GRAPH_COPIES, SCRATCH_COPIES = 4, 2
@@ -45,13 +46,15 @@ class EncoderMemory:
             fibres, anchors = self.readout.fibres, self.readout.anchors
             needed += trains_bytes(extent, encoder.features, fibres, anchors)
         numbers = (max(self._counts, default=0), *(encoder.features * n**3 for n in self.readout.poolings))
-        return needed + self.answering_bytes(extent) + head_bytes(extent.rows, sum(numbers))
+        features = sum(numbers) + self._overview(extent)
+        return needed + self.answering_bytes(extent) + head_bytes(extent.rows, features)
 
     def answering_bytes(self, extent: Extent) -> int:
         """See `Regressor`: a look at a scan."""
         encoder = self._encoder(extent)
         if isinstance(self.readout, FibreReadoutConfig):
-            return look_bytes(extent, encoder, self.readout.fibres)
+            whole = slab_bytes(extent) if self.readout.overview else 0
+            return look_bytes(extent, encoder, self.readout.fibres) + whole
         cubes = ENCODE_BATCH * (encoder.scratch_bytes + _cube_bytes(encoder))
         moments = max(self.readout.poolings) ** 3
         kept = FLOAT64 * self.readout.count * (VOXEL_COPIES * encoder.features + WEIGHT_COPIES * moments)
@@ -63,6 +66,11 @@ class EncoderMemory:
         if not isinstance(self.readout, FibreReadoutConfig):
             return ()
         return (*self.readout.counts, self.readout.anchors) if self.readout.whole else self.readout.counts
+
+    def _overview(self, extent: Extent) -> int:
+        """Block means of a scan, where they are read."""
+        grid = self.readout.overview if isinstance(self.readout, FibreReadoutConfig) else 0
+        return extent.channels * prod(min(grid, size) for size in extent.shape)
 
     def _encoder(self, extent: Extent) -> LearnedCpic:
         """One of the kind that is trained, with what encoding a cube takes."""

@@ -39,8 +39,10 @@ from models.errors import InvalidConfig, InvalidShape
 from models.learning.saved import part, under
 from models.limits import refuse_outside
 from models.regressors.base import Look, Saliency
+from models.regressors.blocks import BlockMeans
 from models.regressors.distances import left_out
 from models.regressors.guides import guide_of
+from models.regressors.overview import Overview
 from models.regressors.settings import recipe_of, settings_of
 from models.threads import one_thread
 from models.tt.gram import gram
@@ -168,7 +170,8 @@ class FibreReadoutConfig:
     `counts` are numbers of principal features, `poolings` functions per axis of moments; either may be empty.
     `block` is what the head takes: `kernel`, the train itself (which needs counts), `principal`, the largest
     of `counts`, `principal 10`, `moments 2`, or `best`, whichever inner cross-validation prefers. At most
-    `anchors` scans make the basis: drawn, where there are more.
+    `anchors` scans make the basis: drawn, where there are more. With an `overview` of so many blocks per axis
+    the kernel is that of the train and of the scan's block means, for which the whole scan is read.
     """
 
     fibres: FibreConfig = field(default_factory=FibreConfig)
@@ -176,13 +179,16 @@ class FibreReadoutConfig:
     block: str = KERNEL
     poolings: tuple[int, ...] = (2, 3)
     anchors: int = 256
+    overview: int = 0
 
     def __post_init__(self) -> None:
         if not self.counts and not self.poolings:
             raise InvalidConfig("counts", self.counts, "not empty where poolings are")
-        refuse_outside(self, counts=(1, 4096), poolings=(1, 16), anchors=(2, 4096))
+        refuse_outside(self, counts=(1, 4096), poolings=(1, 16), anchors=(2, 4096), overview=(0, 64))
         if self.block not in (known := [BEST, *self._names]):
             raise InvalidConfig("block", self.block, f"one of {', '.join(known)}")
+        if self.overview and not self.whole:
+            raise InvalidConfig("overview", self.overview, f"0 where the block is {self.block}, not {KERNEL}")
 
     @property
     def whole(self) -> bool:
@@ -209,6 +215,7 @@ class FibreReadout(Readout):
     basis: Basis | None
     distances: Float64[Array, " k"]
     device: torch.device
+    overview: Overview | None = None
 
     @classmethod
     @one_thread()
@@ -247,16 +254,22 @@ class FibreReadout(Readout):
                 outside = left_out(G, [patients[number] for number in chosen], max(config.counts))
                 distances = np.sort(np.sqrt(outside / own._values(scans[0])))
             own = replace(own, basis=basis, distances=distances)
-        return own, np.stack([own._vector(train, layout).cpu().numpy() for train, layout in made])
+        features = np.stack([own._vector(train, layout).cpu().numpy() for train, layout in made])
+        return own._with_overview(scans, features) if config.overview else (own, features)
 
     @property
     def blocks(self) -> dict[str, slice]:
         """Principal features first; smaller counts are the first of them."""
         blocks = {f"principal {count}": slice(0, count) for count in self.config.counts}
-        start = 0 if self.basis is None else self.basis.width
+        start = self._principal + (0 if self.overview is None else self.overview.width)
         if self.config.whole and start:
             blocks[KERNEL] = slice(0, start)
         return blocks | _moments(self.config.poolings, self.features, start)
+
+    @property
+    def _principal(self) -> int:
+        """Features of the basis."""
+        return 0 if self.basis is None else self.basis.width
 
     @property
     def offered(self) -> tuple[str, ...]:
@@ -275,8 +288,12 @@ class FibreReadout(Readout):
     def see(self, scan: CubeSource) -> Seen:
         """See `Readout`."""
         volume, fibres = self._sampled(scan)
+        beside = None if self.overview is None else self.overview(scan)
         return Seen(
-            volume, fibres.voxels, lambda values: self._vector(fibres.train(values), fibres.layout), fibres
+            volume,
+            fibres.voxels,
+            lambda values: self._vector(fibres.train(values), fibres.layout, beside),
+            fibres,
         )
 
     @one_thread()
@@ -306,7 +323,8 @@ class FibreReadout(Readout):
     def tensors(self) -> dict[str, Array]:
         """See `Readout`."""
         basis = {} if self.basis is None else under("basis", self.basis.tensors())
-        return {**basis, "distances": self.distances}
+        overview = {} if self.overview is None else under("overview", self.overview.tensors())
+        return {**basis, **overview, "distances": self.distances}
 
     def manifest(self) -> dict[str, Any]:
         """See `Readout`."""
@@ -329,6 +347,8 @@ class FibreReadout(Readout):
         told = manifest["basis"]
         basis = None if told is None else Basis.from_tensors(part("basis", tensors), told).to(device)
         config = recipe_of(FibreReadoutConfig, manifest["config"])
+        blocks = BlockMeans(config.overview)
+        overview = Overview.from_tensors(blocks, part("overview", tensors)) if config.overview else None
         return cls(
             config,
             encoder_of,
@@ -337,7 +357,18 @@ class FibreReadout(Readout):
             basis,
             np.array(tensors["distances"]),
             device,
+            overview,
         )
+
+    def _with_overview(
+        self, scans: Sequence[CubeSource], features: Float64[Array, "s p"]
+    ) -> tuple[Self, Float64[Array, "s q"]]:
+        """With an overview of the scans, and its features after those of the basis."""
+        blocks, width = BlockMeans(self.config.overview), self._principal
+        means = [blocks(scan) for scan in scans]
+        overview = Overview.of(blocks, means, features[:, :width])
+        beside = np.stack([overview.standardised(each) for each in means])
+        return replace(self, overview=overview), np.hstack([features[:, :width], beside, features[:, width:]])
 
     @one_thread()
     def _sampled(self, scan: CubeSource) -> tuple[EncodedVoxels, Fibres]:
@@ -348,8 +379,12 @@ class FibreReadout(Readout):
         """Values of an encoded scan."""
         return self.features * int(np.prod(scan.shape, dtype=np.int64))
 
-    def _vector(self, train: TensorTrain, layout: Layout) -> Float64[Tensor, " p"]:
+    def _vector(
+        self, train: TensorTrain, layout: Layout, beside: Float64[Array, " w"] | None = None
+    ) -> Float64[Tensor, " p"]:
         blocks = [] if self.basis is None else [self.basis.features(stacked([train]))[0]]
+        if beside is not None:
+            blocks.append(torch.from_numpy(beside).to(self.device))
         for count in self.config.poolings:
             blocks.append(pooled_moments(train, layout, Pooling("hat", count)).flatten())
         return torch.cat(blocks)

@@ -83,10 +83,11 @@ def saved(readout: FibreReadout) -> FibreReadout:
     return FibreReadout.from_saved(tensors, json.loads(json.dumps(readout.manifest())), encoder_of, CPU)
 
 
+@pytest.mark.parametrize("overview", [0, 3])
 @pytest.mark.parametrize("name", FIBRES)
-def test_training_and_inference_read_the_same_of_a_scan_bit_by_bit(name: str) -> None:
+def test_training_and_inference_read_the_same_of_a_scan_bit_by_bit(name: str, overview: int) -> None:
     """Whatever is read beside it and in whichever order; and so does a readout that was saved."""
-    readout, features = fitted(replace(CONFIG, fibres=FIBRES[name]), SCANS[:6])
+    readout, features = fitted(replace(CONFIG, fibres=FIBRES[name], overview=overview), SCANS[:6])
     again = saved(readout)
     for number in (4, 0, 5, 4):
         alone = readout.see(ArraySource(SCANS[number].volume.copy())).features()
@@ -145,6 +146,31 @@ def test_a_ridge_on_the_kernel_block_is_kernel_ridge_regression_on_trains() -> N
     penalty = head.choice.penalty * np.trace(K[:16]) / 16
     dual = np.linalg.solve(K[:16] + penalty * np.eye(16), y - y.mean())
     assert told[:, 0] == pytest.approx(y.mean() + K[16:] @ dual, rel=1e-5, abs=1e-6)
+
+
+def test_an_overview_adds_a_kernel_of_block_means_to_that_of_trains() -> None:
+    """Each mean has the same variance, and all together that of the train's features."""
+    alone, of_trains = of_all()
+    readout, features = fitted(replace(CONFIG, overview=2))
+    assert readout.blocks["kernel"] == slice(0, 15 + 8)
+    assert readout.blocks["moments 1"] == slice(23, 26)
+    assert np.array_equal(np.delete(features, np.s_[15:23], axis=1), of_trains)
+    blocks = np.stack([scan.volume.reshape(2, 4, 2, 5, 2, 6) for scan in SCANS]).astype(np.float64)
+    means = blocks.mean(axis=(2, 4, 6)).reshape(16, 8)
+    trains, beside = features[:, :15], features[:, 15:23]
+    standard = (means - means.mean(axis=0)) / means.std(axis=0)
+    energy = np.square(trains - trains.mean(axis=0)).sum(axis=1).mean()
+    assert beside == pytest.approx(standard * np.sqrt(energy / 8), rel=1e-6, abs=1e-9 * np.sqrt(energy))
+    seen = readout.see(SCANS[3])
+    assert len(seen.voxels) == len(alone.see(SCANS[3]).voxels)
+    assert seen.saliency(np.eye(len(features[0]))[20]).weights.tolist() == [0.0] * len(seen.voxels)
+
+
+def test_an_overview_of_other_blocks_than_the_trainings_is_refused() -> None:
+    readout, _ = fitted(replace(CONFIG, overview=11), SCANS[:4])
+    smaller = ArraySource(np.zeros((8, 10, 9), np.float32))
+    with pytest.raises(InvalidShape, match="720 block means, the training's had 880"):
+        readout.see(smaller)
 
 
 @pytest.mark.parametrize(
@@ -375,6 +401,8 @@ def test_reading_is_told_scan_by_scan_and_may_be_ended() -> None:
         (FibreReadoutConfig, {"counts": (0,)}, "counts"),
         (FibreReadoutConfig, {"poolings": (2, 0)}, "poolings"),
         (FibreReadoutConfig, {"anchors": 0}, "anchors"),
+        (FibreReadoutConfig, {"overview": 65}, "overview"),
+        (FibreReadoutConfig, {"overview": 12, "block": "moments 2"}, "overview"),
         (VoxelReadoutConfig, {"poolings": ()}, "poolings"),
         (VoxelReadoutConfig, {"count": 100, "strata": 5}, "count"),
         (VoxelReadoutConfig, {"strata": 0}, "strata"),

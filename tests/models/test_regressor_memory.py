@@ -102,6 +102,9 @@ def test_settings_that_take_more_say_so() -> None:
     ranks = Cpic(readout=FibreReadoutConfig(fibres=FibreConfig(layout="tt", rank=60)))
     for recipe in (wide, ranks, replace(Cpic(), projected_steps=5)):
         assert recipe.training_bytes(large) > 1.4 * Cpic().training_bytes(large)
+    overview = Cpic(readout=FibreReadoutConfig(overview=64))
+    assert overview.training_bytes(large) > Cpic().training_bytes(large) + 1000 * 64**3 * 8
+    assert overview.answering_bytes(large) > Cpic().answering_bytes(large) + 512**2 * 8
     fine = VoxelRidge(grid=64)
     assert fine.training_bytes(large) > 1000 * 64**3 * 8
     assert REGRESSORS["tabular"]().training_bytes(replace(large, covariates=50)) > 0
