@@ -24,13 +24,15 @@ import zarr
 from numpy.typing import NDArray
 
 from storage.compressors.base import as_dtype
-from storage.derived_coding import FILL, PLAIN, Coding, framed, putt
+from storage.derived_coding import PLAIN, Coding, framed, putt
 from storage.derived_draft import Draft, Drafts, Shard
 from storage.disk import sync
+from storage.gaps import NAME as GAPS
 from storage.grid import Frames
 from storage.ingest import Moments, Report, seal
 from storage.jobs import Progress
-from storage.layout import Level, create_group, writable
+from storage.layout import Level, Shape3, create_group, writable
+from storage.manifest import Manifest
 from storage.pyramid import coarser_box
 from storage.records import Derivation, StoredVolume
 from storage.shards import ABSENT, CRC_BYTES, object_key
@@ -100,6 +102,7 @@ def drafted(  # noqa: PLR0913
     coarser: Coarser | None = None,
     warnings: Sequence[str] = (),
     versions: Sequence[str] = (),
+    keep_gaps: bool = False,
     report: Report = lambda progress: None,
     threads: int = 1,
 ) -> Written:
@@ -108,7 +111,8 @@ def drafted(  # noqa: PLR0913
     `values` and `coarser` are asked for one box after the other, each the part of a shard that lies within
     the level; they give finite values of the box's shape, which are rounded to `dtype` and kept within it
     (the source's if it is not given). Without `coarser`, a level is made of means of the one that was written
-    before it. `versions` are of programs whose change makes drafts worthless.
+    before it. `versions` are of programs whose change makes drafts worthless. With `keep_gaps` the volume
+    knows as its source which voxels were never measured.
 
     `report` is called between tiles and may raise, to cancel: what is whole is found by the next attempt.
     Raises ValueError for values of another shape or not finite, StorageFull, LeaseLost, and as `values`.
@@ -120,6 +124,8 @@ def drafted(  # noqa: PLR0913
     with ThreadPoolExecutor(threads) as pool:
         writer = _Writer(draft, group, source.levels, coding, dtype, report, pool)
         made = writer.write(values, coarser)
+    if keep_gaps and source.stored.gaps:
+        _copy_gaps(source, draft)
     report(Progress("manifest"))
     finest = [draft.shards[place.key] for place in writer.places(0)]
     stored = replace(
@@ -221,7 +227,7 @@ class _Writer:
     def _coded(self, number: int, place: _Place, block: Array, done: int, total: int) -> int:
         """Code a shard's tiles and add it to the draft; how many they were."""
         array = writable(self.group, number)
-        chunk, shard = array.chunks[-3:], (array.shards or array.chunks)[-3:]
+        chunk, shard = _three(array.chunks), _three(array.shards or array.chunks)
         grid = [s // c for s, c in zip(shard, chunk, strict=True)]
         inside = [-(-n // c) for n, c in zip(block.shape, chunk, strict=True)]
         tiles = list(np.ndindex(*inside))
@@ -263,17 +269,12 @@ class _Coded:
     largest: float = 0.0
 
     @classmethod
-    def of(cls, coding: Coding, values: Array, chunk: tuple[int, ...], exact: bool) -> _Coded:
+    def of(cls, coding: Coding, values: Array, chunk: Shape3, exact: bool) -> _Coded:
         """The part of a tile that lies within the array; `exact` spares its decoding."""
-        tile = values
-        if values.shape != chunk:
-            tile = np.full(chunk, FILL, values.dtype)
-            tile[tuple(map(slice, values.shape))] = values
-        data = coding.encoded(tile)
+        data = coding.encoded(values, chunk)
         if exact:
             return cls(data)
-        z, y, x = chunk
-        told = coding.decoded(data, (z, y, x), values.dtype)[tuple(map(slice, values.shape))]
+        told = coding.decoded(data, values.shape, chunk, values.dtype)
         errors = np.subtract(told, values, dtype=np.float64).ravel()
         return cls(data, Moments.of(told), float(errors @ errors), float(np.abs(errors).max()))
 
@@ -298,6 +299,11 @@ def _crc(data: bytes) -> bytes:
     return int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little")
 
 
+def _three(sides: Sequence[int]) -> Shape3:
+    z, y, x = sides[-3:]
+    return z, y, x
+
+
 def _merged(parts: Sequence[Shard] | Sequence[_Coded]) -> Moments:
     moments = Moments()
     for part in parts:
@@ -317,6 +323,14 @@ def _group(draft: Draft, source: Volume, coding: Coding, dtype: np.dtype[Any]) -
     for path in [*draft.store.rglob("*"), draft.store, draft.folder]:
         sync(path)
     return group
+
+
+def _copy_gaps(source: Volume, draft: Draft) -> None:
+    """The source's own files, verified. Raises CorruptVolume, StorageFull and LeaseLost."""
+    objects = {key: o for key, o in source.manifest.objects.items() if key.startswith(f"{GAPS}/")}
+    Manifest(objects).verify(source.path)
+    for key in objects:
+        draft.write(key, (source.path / key).read_bytes())
 
 
 def _frames(stored: StoredVolume) -> Frames | None:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from zarr.abc.codec import Codec
 
 from storage.compressors.zarr_codec import FramedCodec
-from storage.layout import PLAIN_CODECS, VIEWING, Level, Tiling
+from storage.layout import PLAIN_CODECS, VIEWING, Level, Shape3, Tiling
+from storage.putt.block import block_bytes, block_values
 from storage.putt.zarr_codec import ChunkCodec, PuttCodec
 
 Array = NDArray[Any]
@@ -52,21 +53,50 @@ class Coding:
             chunk = z, y, x
         return Tiling(chunk, _multiple(chunk)).within(level.shape)
 
-    def encoded(self, tile: Array) -> bytes:
-        """A tile (z, y, x), padded with `FILL`; without its crc32c."""
+    def encoded(self, values: Array, chunk: Shape3) -> bytes:
+        """A tile whose voxels within the array are `values` (z, y, x); the rest of it is `FILL`. Without its
+        crc32c.
+        """
+        tile = values
+        if values.shape != chunk:
+            tile = np.full(chunk, FILL, values.dtype)
+            tile[tuple(map(slice, values.shape))] = values
         if self.codec is None:
             return bytes(_ZSTD.encode(np.ascontiguousarray(tile, tile.dtype.newbyteorder("<"))))
         return self.codec.chunk_bytes(tile, FILL)
 
-    def decoded(self, data: bytes, shape: tuple[int, int, int], dtype: Dtype) -> Array:
-        """The tile as every reader will have it."""
+    def decoded(self, data: bytes, shape: tuple[int, ...], chunk: Shape3, dtype: Dtype) -> Array:
+        """The voxels of a tile within the array, `shape` of them, as every reader will have them."""
         if self.codec is None:
-            return np.frombuffer(_ZSTD.decode(data), dtype.newbyteorder("<")).reshape(shape)
-        return self.codec.chunk_values(data, shape, dtype, FILL)
+            tile = np.frombuffer(_ZSTD.decode(data), dtype.newbyteorder("<")).reshape(chunk)
+        else:
+            tile = self.codec.chunk_values(data, chunk, dtype, FILL)
+        return tile[tuple(map(slice, shape))]
 
     def to_json(self) -> list[Any]:
         """The codecs as an array's metadata name them."""
         return [codec.to_dict() for codec in self.codecs]
+
+
+@dataclass(frozen=True)
+class Within(PuttCodec):
+    """Trains whose steps are so fine, tile by tile, that no voxel's error is above `bound`.
+
+    For values of any dtype; readers take it for what it writes, `tomotrain.putt`: each train has its step.
+    """
+
+    bound: float = 0.0
+
+    def packed(self, values: Array) -> bytes:
+        """See `ChunkCodec`. Ever finer steps end with values that are kept as they are."""
+        step = self.step
+        while True:
+            data = block_bytes(values, step)
+            z, y, x = values.shape
+            told = block_values(data, (z, y, x), values.dtype)
+            if float(np.abs(np.subtract(told, values, dtype=np.float64)).max()) <= self.bound:
+                return data
+            step /= 2
 
 
 PLAIN = Coding()
@@ -77,12 +107,17 @@ def putt(step: float) -> Coding:
     return Coding(PuttCodec(step), lossless=False)
 
 
+def within(bound: float) -> Coding:
+    """Trains with a bound on every voxel's error. Raises ValueError for one that is not above 0."""
+    return Coding(Within(step=bound, bound=bound), lossless=False)
+
+
 def framed(compressor: str, setting: Mapping[str, float], *, lossless: bool = False) -> Coding:
     """Any registered compressor's frames. Raises ValueError for an unknown one and a setting not its own."""
     return Coding(FramedCodec(compressor, dict(setting)), lossless=lossless)
 
 
-def _multiple(chunk: tuple[int, int, int]) -> tuple[int, int, int]:
+def _multiple(chunk: Shape3) -> Shape3:
     """The shard: as many whole chunks as go into the largest one, one at least."""
     z, y, x = (max(1, most // side) * side for side, most in zip(chunk, VIEWING.shard, strict=True))
     return z, y, x

@@ -80,12 +80,6 @@ class Drafts:
         sync(self.folder)
         return Draft(own, self)
 
-    def drop_all_but(self, kept: Draft | None) -> None:
-        """Remove this attempt's other drafts."""
-        for path in self.folder.glob(f"*.{self.attempt}"):
-            if kept is None or path != kept.folder:
-                shutil.rmtree(path, ignore_errors=True)
-
     def _take(self, path: Path, own: Path) -> None:
         try:
             path.rename(own)
@@ -115,6 +109,16 @@ class Draft:
     def add(self, key: str, content: bytes, **facts: Any) -> Shard:
         """A shard, durable when it returns. Raises StorageFull; LeaseLost where the draft was taken over."""
         shard = Shard(key, len(content), int(google_crc32c.value(content)), **facts)
+        self.write(key, content)
+        try:
+            self._append(shard.line())
+        except OSError as error:
+            raise self._translated(error) from error
+        self.shards[key] = shard
+        return shard
+
+    def write(self, key: str, content: bytes) -> None:
+        """A file of the volume that has no line in the ledger, durable when it returns. Raises as `add`."""
         path = self.store / key
         part = path.with_name(f"{path.name}.{self.drafts.attempt}{PART}")
         try:
@@ -122,11 +126,8 @@ class Draft:
             _write(part, content)
             part.rename(path)
             sync(path.parent)
-            self._append(shard.line())
         except OSError as error:
             raise self._translated(error) from error
-        self.shards[key] = shard
-        return shard
 
     def publish(self, destination: Path) -> None:
         """Move what was written to its place; the draft is gone. Raises LeaseLost where it was taken over."""
@@ -136,6 +137,10 @@ class Draft:
             sync(destination.parent)
         except OSError as error:
             raise self._translated(error) from error
+        self.drop()
+
+    def drop(self) -> None:
+        """Remove it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read(self) -> list[Shard]:

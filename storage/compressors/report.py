@@ -89,6 +89,11 @@ def ssim(values: Array, told: Array, peak: float) -> float:
 
 
 def _slice_ssim(values: Array, told: Array, peak: float) -> float:
+    return float(ssim_map(values, told, peak).mean())
+
+
+def ssim_map(values: Array, told: Array, peak: float) -> Float64:
+    """The index at each window of a slice (y, x): a map smaller by the window's sides less one."""
     x, y = values.astype(np.float64), told.astype(np.float64)
     c1, c2 = (K1 * peak) ** 2, (K2 * peak) ** 2
     mx, my = _windowed(x), _windowed(y)
@@ -96,7 +101,7 @@ def _slice_ssim(values: Array, told: Array, peak: float) -> float:
     cov = _windowed(x * y) - mx * my
     below = (mx * mx + my * my + c1) * (vx + vy + c2)
     above = (2 * mx * my + c1) * (2 * cov + c2)
-    return float(np.divide(above, below, out=np.ones_like(below), where=below != 0).mean())
+    return np.divide(above, below, out=np.ones_like(below), where=below != 0)
 
 
 def _windowed(values: Float64) -> Float64:
