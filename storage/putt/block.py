@@ -68,11 +68,11 @@ def _constant(values: Array) -> float | None:
 
 
 def _fit_for_a_train(values: NDArray[np.float64], step: float) -> bool:
-    """Whether they are finite, and no number of a train would be too large."""
+    """Whether they are finite and differ, and no number of a train would be too large."""
     low, high = float(values.min()), float(values.max())
     if not (isfinite(low) and isfinite(high) and max(-low, high) < LARGEST):
         return False
-    return not step > 0 or (high - low) * sqrt(values.size) < FINEST * step
+    return not step > 0 or 0 < (high - low) * sqrt(values.size) < FINEST * step
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -143,7 +143,7 @@ def _unpacked(data: bytes, count: int) -> bytes:
     told, _, packed = PACKED.unpack_from(data) if len(data) >= PACKED.size else (0, 0, 0)
     if told != count or packed != len(data):
         raise ValueError(
-            f"{packed} bytes announced for {told}; there are {len(data)}, and the block has {count}"
+            f"values of {told} bytes in {packed} are announced: there are {len(data)}, for a block of {count}"
         )
     try:
         return bytes(LOSSLESS.decode(data))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +76,143 @@ def test_a_part_has_the_bits_of_the_whole(data: st.DataObject) -> None:
     assert np.array_equal(block_part(coded, shape, values.dtype, (z, y, x)), whole[z, y, x])
 
 
+NOISE = np.random.default_rng(5)
+
+
 @pytest.mark.parametrize(
-    "data", [b"", b"\x07abc", b"\x00\x01", b"\x01\x01", b"\x02nothing", b"\x01" + bytes(40)]
+    ("values", "step"),
+    [
+        pytest.param(NOISE.normal(0, 1, (4, 4, 4)), 1e-30, id="finer than float64"),
+        pytest.param(NOISE.normal(0, 1e200, (4, 4, 4)), 1e195, id="squares overflow"),
+        pytest.param(np.full((4, 4, 4), 2**60 + 1), 1.0, id="no float64 holds it"),
+        pytest.param(np.full((4, 4, 4), np.inf, np.float32), 1.0, id="infinite"),
+        pytest.param(np.full((4, 4, 4), np.nan, np.float32), 1.0, id="NaN"),
+    ],
 )
-def test_what_is_no_block_is_refused(data: bytes) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - what is said depends on where it ends
-        block_values(data, SHAPE, np.dtype("int16"))
+def test_what_no_train_can_hold_keeps_its_bits(values: Array, step: float) -> None:
+    data = block_bytes(values, step)
+    assert data[0] == AS_IT_IS
+    told = block_values(data, (4, 4, 4), values.dtype)
+    assert told.tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+def test_values_at_the_ends_of_64_bits_do_not_wrap(dtype: str) -> None:
+    limits = np.iinfo(dtype)
+    noise = NOISE.integers(0, 2**55, SHAPE, dtype=dtype)
+    values = np.where(scan() > 0, limits.max - noise, limits.min + noise)
+    step = 2.0**59
+    data = block_bytes(values, step)
+    assert data[0] == TRAIN
+    told = block_values(data, SHAPE, values.dtype)
+    assert np.abs(told.astype(float) - values.astype(float)).max() < 3 * step
+
+
+@pytest.mark.parametrize("step", [0.001, 30.0])
+def test_bytes_are_little_endian_whatever_the_values_are(step: float) -> None:
+    big = scan().astype(">i2")
+    data = block_bytes(big, step)
+    assert data == block_bytes(big.astype("<i2"), step)
+    assert np.array_equal(block_values(data, SHAPE, big.dtype), block_values(data, SHAPE, np.dtype("<i2")))
+
+
+PLAIN = block_bytes(np.full(SHAPE, np.nan, np.float32), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "no block"),
+        (b"\x07abc", "no block"),
+        (b"\x00\x01", "no block"),
+        (b"\x00" + struct.pack("<d", float("nan")), "not finite"),
+        (b"\x01\x01", "ends before its train"),
+        (b"\x01" + bytes(40), "a step is above 0"),
+        (b"\x01" + struct.pack("<dd", 1.0, float("inf")) + bytes(40), "both are finite"),
+        (b"\x01" + struct.pack("<dd", 1.0, 0.0) + b"\xff" * 40, "without an end"),
+        (b"\x01" + struct.pack("<dd", 1.0, 0.0) + b"\xff\xff\x03" + bytes(9), "65535 bytes announced, 9"),
+        (PLAIN[:9], "values of 0 bytes in 0 are announced"),
+        (PLAIN[:-2], "are announced: there are"),
+        (PLAIN[:5] + b"\xff\xff\xff\x7f" + PLAIN[9:], "values of 2147483647 bytes"),
+    ],
+)
+def test_what_is_no_block_is_refused(data: bytes, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        block_values(data, SHAPE, np.dtype("float32"))
 
 
 # Zarr
+
+
+def chunk_bytes(values: Array, fill: float = 0, step: float = 20.0) -> bytes:
+    return PuttCodec(step).chunk_bytes(values, fill)
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+def test_padding_costs_four_bytes_and_comes_back_exactly(data: st.DataObject) -> None:
+    sides = data.draw(st.tuples(*[st.integers(1, 16)] * 3))
+    fill = data.draw(st.sampled_from([0, -5, 77]))
+    values = scan((sides[0], sides[1], sides[2]))
+    values[-1, -1, -1] = fill + 1
+    padded = np.full((16, 16, 16), fill, values.dtype)
+    inside = tuple(map(slice, sides))
+    padded[inside] = values
+    coded = chunk_bytes(padded, fill)
+    alone = block_bytes(values, 20.0)
+    assert len(coded) == len(alone) + (1 if sides == (16, 16, 16) else 4)
+    told = PuttCodec(20.0).chunk_values(coded, (16, 16, 16), padded.dtype, fill)
+    assert np.array_equal(told[inside], block_values(alone, values.shape, values.dtype))
+    told = told.copy()
+    told[inside] = fill
+    assert (told == fill).all()
+
+
+@pytest.mark.parametrize(("fill", "other"), [(np.nan, 0.0), (0.0, -0.0), (-1.5, np.nan)])
+def test_fill_is_known_by_its_bits(fill: float, other: float) -> None:
+    chunk = np.full((8, 8, 8), fill, np.float32)
+    assert chunk_bytes(chunk, fill) == b"\x01"
+    chunk[2, 3, 1] = other
+    coded = chunk_bytes(chunk, fill)
+    assert coded[:4] == b"\x02\x03\x04\x02"
+    told = PuttCodec(1.0).chunk_values(coded, (8, 8, 8), chunk.dtype, fill)
+    assert np.array_equal(told, chunk, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\x02\x00\x01\x01", r"an extent of \(0, 1, 1\) in a chunk of \(8, 8, 8\)"),
+        (b"\x02\x09\x01\x01", r"an extent of \(9, 1, 1\)"),
+        (b"\x02\x01\x01" + b"\xff" * 8 + b"\x7f", r"an extent of \(1, 1, \d{18,}\)"),
+        (b"\x02\x01\x01" + b"\xff" * 12, "without an end"),
+        (b"\x02\x01", "without an end"),
+        (b"\x01\x00", "no chunk of this version"),
+        (b"\x03", "no chunk of this version"),
+        (b"", "no chunk of this version"),
+    ],
+)
+def test_extents_that_cannot_be_are_refused(data: bytes, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        PuttCodec(1.0).chunk_values(data, (8, 8, 8), np.dtype("int16"), 0)
+
+
+@pytest.mark.parametrize("step", [0.01, 20.0])
+def test_altered_and_truncated_chunks_end_in_an_error_or_in_values(step: float) -> None:
+    values = np.zeros((8, 8, 8), np.int16)
+    values[:8, :7, :8] = scan((8, 7, 8))
+    sound, rng = chunk_bytes(values, step=step), np.random.default_rng(0)
+    errors = 0
+    for place in range(len(sound)):
+        altered = bytearray(sound)
+        altered[place] ^= 1 << int(rng.integers(8))
+        for data in (bytes(altered), sound[:place]):
+            try:
+                told = PuttCodec(step).chunk_values(data, (8, 8, 8), values.dtype, 0)
+                assert told.shape == (8, 8, 8)
+            except ValueError:
+                errors += 1
+    assert errors > len(sound) / 2
 
 
 def stored(folder: Path, values: Array, **how: Any) -> zarr.Array[Any]:
@@ -113,6 +243,24 @@ def test_any_reader_opens_an_array_of_blocks(tmp_path: Path) -> None:
     assert np.array_equal(again[3:20, 30:33, 1:40], written[:][3:20, 30:33, 1:40])
     assert np.sqrt(np.square(again[:] - values.astype(float)).mean()) < 0.4 * 20
     assert again.nbytes_stored() < 0.35 * values.nbytes
+
+
+def test_chunks_at_far_faces_cost_what_they_hold(tmp_path: Path) -> None:
+    values = scan((17, 17, 17))
+    whole = stored(tmp_path, values)
+    corner = block_bytes(values[16:, 16:, 16:], 20.0)
+    edges = sum(
+        len(block_bytes(values[z, y, x], 20.0))
+        for z, y, x in itertools.product((slice(16), slice(16, 17)), repeat=3)
+    )
+    assert len(corner) == 9
+    assert whole.nbytes_stored() < edges + 7 * 4 + 1 + 16 * 8 + 4 + 2000
+
+
+@pytest.mark.parametrize("dtype", ["bool", "complex64"])
+def test_only_integers_and_floats_are_blocks(tmp_path: Path, dtype: str) -> None:
+    with pytest.raises(ValueError, match="integers and floats can be compressed"):
+        stored(tmp_path, np.zeros((16, 16, 16), dtype))
 
 
 def test_time_and_channels_are_blocks_of_their_own(tmp_path: Path) -> None:
