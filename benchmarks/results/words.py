@@ -21,8 +21,8 @@ says how much a training's luck does, and every seed's own R2, ascending, stands
 run told it: a mean hides the seed that did not learn. Two processes of one thread share the cells of a
 case, and times are seconds of the processor. One training of an encoder is read in several ways:
 `random_voxels` (pooled moments of random voxels), `cpic` (a QTT of rank 10, by a ridge on the train itself,
-its kernel), by its first principal features or its moments alone, `cpic TT` (a TT instead), and
-`cpic own head`, the head that descended with the encoder. A `frozen` encoder was never trained. The others
+its kernel), by its first principal features or its moments alone, `cpic TT` (a TT instead), `cpic TT +
+overview` (with the scan's block means beside the train, for which the whole scan is read), and `cpic own head`, the head that descended with the encoder. A `frozen` encoder was never trained. The others
 see no encoder: `constant` (the training's mean), `tabular` (covariates alone), `voxel_ridge` (means of
 blocks), `tt_ridge` and `tt_mlp` (principal features of trains of intensities), `resnet3d` (a dense 3-D
 ResNet-34). `cpic, paper's form, own head` is the paper's encoder, QTT and perceptron, learned through
