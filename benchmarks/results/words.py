@@ -17,20 +17,21 @@ OF_NO_CODE = f"{OLD} At least, the file does not say by which code it was made."
 
 READING = """R2 and RMSE are of all scans that were tested, by models that saw nobody who is in them.
 Intervals are 95 %, from bootstrap draws of people and, where there are several, of seeds; *sd over seeds*
-says how much a training's luck does, and every seed's own R2, ascending, stands beside the mean where the
-run told it: a mean hides the seed that did not learn. Two processes of one thread share the cells of a
-case, and times are seconds of the processor. One training of an encoder is read in several ways:
-`random_voxels` (pooled moments of random voxels), `cpic` (a QTT of rank 10, by a ridge on the train itself,
-its kernel), by its first principal features or its moments alone, `cpic TT` (a TT instead), `cpic TT +
-overview` (with the scan's block means beside the train, for which the whole scan is read), and `cpic own head`, the head that descended with the encoder. A `frozen` encoder was never trained. The others
-see no encoder: `constant` (the training's mean), `tabular` (covariates alone), `voxel_ridge` (means of
-blocks), `tt_ridge` and `tt_mlp` (principal features of trains of intensities), `resnet3d` (a dense 3-D
-ResNet-34). `cpic, paper's form, own head` is the paper's encoder, QTT and perceptron, learned through
-trains from a random start; `the paper's encoder and QTT, our closed-form head` the same with another
-answer. Neither is C-PIC as published to the letter: see departures 16 to 18 of `models/cpic/PAPER.md`.
-`given measures` are not of the scan, `intensities` are its statistics by halves. *MiB* is memory above the
-start, of all readings of an encoder together. `auto` takes the simplest that none beats beyond its
-interval."""
+says how much a training's luck does, and every seed's own R2, ascending, stands beside the mean where
+the run told it: a mean hides the seed that did not learn. Two processes of one thread share the cells of
+a case, and times are seconds of the processor. One training of an encoder is read in several ways:
+`random_voxels` (pooled moments of random voxels), `cpic` (a QTT of rank 10, by a ridge on the train
+itself, its kernel), by its first principal features or its moments alone, `cpic TT` (a TT instead),
+`cpic TT + overview` (with the scan's block means beside the train, for which the whole scan is read),
+and `cpic own head`, the head that descended with the encoder. A `frozen` encoder was never trained. The
+others see no encoder: `constant` (the training's mean), `tabular` (covariates alone), `voxel_ridge`
+(means of blocks), `tt_ridge` and `tt_mlp` (principal features of trains of intensities), `resnet3d` (a
+dense 3-D ResNet-34). `cpic, paper's form, own head` is the paper's encoder, QTT and perceptron, learned
+through trains from a random start; `the paper's encoder and QTT, our closed-form head` the same with
+another answer. Neither is C-PIC as published to the letter: see departures 16 to 18 of
+`models/cpic/PAPER.md`. `given measures` are not of the scan, `intensities` are its statistics by halves.
+*MiB* is memory above the start, of all readings of an encoder together. `auto` takes the simplest that
+none beats beyond its interval."""
 
 DIFFERENCES = """Both told the same rows, and the bootstrap draws the same people for both. The best simple
 regressor is known only after the test, which favours it."""
