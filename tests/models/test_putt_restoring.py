@@ -10,8 +10,16 @@ import torch
 from model_fields import random_train
 
 from models.errors import InvalidConfig, InvalidShape, NonFinite
-from models.putt.completion import Iterations, completed, filled
-from models.putt.denoising import RULES, denoised, gavish_donoho, marchenko_pastur, noise_deviation
+from models.putt import completion
+from models.putt.completion import Iterations, complete, completed, filled, smoothly_filled
+from models.putt.denoising import (
+    RULES,
+    denoise,
+    denoised,
+    gavish_donoho,
+    marchenko_pastur,
+    noise_deviation,
+)
 from models.putt.factorising import factorised, tt_svd_by_gram
 from models.putt.morton import from_morton, to_morton
 from models.threads import one_thread
@@ -95,7 +103,116 @@ def test_completion_tells_how_far_it_is() -> None:
         start=8,
         report=lambda _, done, total: told.append((done, total)),
     )
-    assert told == [(done, 8) for done in range(9)]
+    assert told == [(done, 6) for done in range(7)]
+
+
+def test_the_laplacian_is_symmetric_and_knows_no_constants() -> None:
+    one, other = normal(8, 20), normal(8, 21)
+    found = (completion._laplacian(one) * other).sum()
+    assert torch.isclose(found, (one * completion._laplacian(other)).sum())
+    assert not completion._laplacian(torch.full((8, 8, 8), 3.0)).any()
+    inside = torch.nn.functional.conv3d(
+        one[None, None], -completion._laplacian(_impulse())[1:4, 1:4, 1:4][None, None]
+    )
+    assert torch.allclose(completion._laplacian(one)[1:-1, 1:-1, 1:-1], -inside[0, 0])
+
+
+def _impulse() -> torch.Tensor:
+    impulse = torch.zeros(5, 5, 5, dtype=torch.float64)
+    impulse[2, 2, 2] = 1
+    return impulse
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5])
+def test_a_smooth_filling_keeps_what_was_observed_and_bends_as_little_as_it_may(share: float) -> None:
+    values, mask = waves(16), kept(16, share, 8)
+    found = smoothly_filled(torch.where(mask, values, torch.nan), mask)
+    assert torch.equal(found[mask], values[mask])
+
+    def bending(cube: torch.Tensor) -> float:
+        return float(completion._laplacian(cube).square().sum())
+
+    least = bending(found)
+    for seed in range(5):
+        other = torch.where(mask, found, found + 0.01 * normal(16, seed))
+        assert bending(other) > least
+    pyramid = filled(values, mask)
+    assert bending(pyramid) > 3 * least
+    assert (found - values).square().mean() < (pyramid - values).square().mean() / 5
+
+
+def test_completion_keeps_what_was_observed_and_is_ahead_of_the_pyramid() -> None:
+    values, mask = waves(), kept(32, 0.1, 9)
+    found = complete(torch.where(mask, values, torch.nan), mask)
+    pyramid = (filled(values, mask) - values)[~mask].square().mean().sqrt()
+    off = (found.values - values)[~mask].square().mean().sqrt()
+    of_train = (from_morton(found.train.full()) - values)[~mask].square().mean().sqrt()
+    assert torch.equal(found.values[mask], values[mask])
+    assert max(off, of_train) < pyramid / 3
+    assert set(found.errors) == {"pyramid", "smooth", "train"}
+    assert found.held_out == found.errors[found.source]
+    assert found.held_out == pytest.approx(float(off), rel=0.5)
+    again = complete(torch.where(mask, values, 7.0), mask)
+    assert torch.equal(found.values, again.values)
+    assert torch.equal(found.train.full(), again.train.full())
+
+
+def test_hidden_voxels_choose_a_train_where_only_a_train_can_tell() -> None:
+    """Of exact low rank, and rough: no filling tells anything, and few ranks tell more than many."""
+    values, mask = from_morton(random_train((8,) * 4, 2, 3).full()), kept(16, 0.7, 10)
+    found = complete(values, mask, rank=2)
+    assert found.source == "train"
+    assert found.train.ranks == (2, 2, 2)
+    assert found.errors["train"] < 0.9 * found.errors["smooth"]
+    smooth = complete(waves(16), mask, rank=1)
+    assert smooth.source == "smooth"
+
+
+def test_a_block_is_judged_by_blocks() -> None:
+    """Near what was observed everything is told well: hidden voxels must lie as deep as those of the gap."""
+    values = torch.nn.functional.interpolate(normal(16, 11)[None, None], size=32, mode="trilinear")[0, 0]
+    mask = torch.ones(32, 32, 32, dtype=torch.bool)
+    mask[5:17, 9:21, 14:26] = False
+    found = complete(values, mask)
+    off = float((found.values - values)[~mask].square().mean().sqrt())
+    single = complete(values, kept(32, 0.95, 12))
+    assert single.held_out is not None
+    assert single.held_out < off / 2
+    assert found.held_out == pytest.approx(off, rel=0.4)
+
+
+def test_any_shape_is_completed_and_what_cannot_be_judged_too() -> None:
+    values = waves()[:5, :17, :20]
+    mask = kept(32, 0.5, 13)[:5, :17, :20]
+    found = complete(values, mask)
+    assert found.values.shape == (5, 17, 20)
+    assert found.train.modes == (8,) * 5
+    assert (found.values - values).abs().max() < 0.1
+    whole = complete(values, torch.ones_like(values))
+    assert torch.equal(whole.values, values)
+    assert whole.errors == {}
+    assert whole.held_out is None
+    one = torch.zeros(1, 1, 3)
+    one[0, 0, 1] = 1
+    assert torch.allclose(complete(one * 5, one).values, torch.tensor(5.0, dtype=torch.float64), atol=1e-9)
+
+
+def test_completion_is_cancelled_between_ranks() -> None:
+    told: list[tuple[int, int | None]] = []
+    complete(waves(), kept(32, 0.5, 3), report=lambda _, done, total: told.append((done, total)))
+    assert told[0] == (0, told[-1][1])
+    assert told[-1][0] == told[-1][1]
+
+    class Cancelled(Exception):
+        pass
+
+    def cancel(phase: str, done: int, total: int | None) -> None:
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        complete(waves(), kept(32, 0.5, 3), report=cancel)
+    with pytest.raises(Cancelled):
+        denoise(waves(), report=cancel)
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.5])
@@ -108,6 +225,12 @@ def test_air_says_nothing_about_noise() -> None:
     cube[:24] = 0
     assert noise_deviation(cube) == pytest.approx(0.1, rel=0.05)
     assert noise_deviation(torch.ones(8, 8, 8)) == 0
+
+
+def test_noise_is_found_in_volumes_of_any_shape() -> None:
+    assert noise_deviation(0.1 * normal(32, 5)[:9, :31, :30]) == pytest.approx(0.1, rel=0.05)
+    assert noise_deviation(0.1 * normal(32, 5)[:1]) == pytest.approx(0.1, rel=0.1)
+    assert noise_deviation(torch.ones(1, 1, 1)) == 0
 
 
 def test_thresholds_are_the_published_ones() -> None:
@@ -140,6 +263,32 @@ def test_denoising_finds_ranks_that_beat_both_the_noisy_cube_and_a_fixed_rank(ru
     assert max(denoised(noisy, rule=rule, max_rank=1).train.ranks) == 1
 
 
+def test_the_mean_over_shifts_is_better_than_one_train_and_its_train_hardly_worse() -> None:
+    values = waves() + (waves() > 1.3)
+    noisy = values + 0.3 * normal(32, 7)
+
+    def off(found: torch.Tensor) -> float:
+        return float((found - values).square().mean())
+
+    one = off(from_morton(denoised(noisy).train.full()))
+    found = denoise(noisy)
+    assert found.sigma == denoised(noisy).sigma
+    assert off(found.values) < 0.8 * one
+    assert off(from_morton(found.train.full())) < 1.1 * off(found.values)
+    assert torch.equal(denoise(noisy).values, found.values)
+    assert not torch.equal(denoise(noisy, seed=1).values, found.values)
+    assert max(denoise(noisy, max_rank=3).train.ranks) == 3
+
+
+def test_noise_is_taken_from_volumes_of_any_shape() -> None:
+    values = waves()[:9, :31, :30]
+    found = denoise(values + 0.3 * normal(32, 7)[:9, :31, :30])
+    assert found.values.shape == values.shape
+    assert (found.values - values).square().mean() < 0.1 * 0.3**2
+    noise = denoise(normal(32, 8)[:9, :31, :30], sigma=1.0).values
+    assert noise.square().mean() < 0.05
+
+
 def test_what_cannot_be_restored_is_refused() -> None:
     values = waves(8)
     with pytest.raises(InvalidShape, match="0 voxels observed"):
@@ -156,3 +305,15 @@ def test_what_cannot_be_restored_is_refused() -> None:
         denoised(values, sigma=-1.0)
     with pytest.raises(NonFinite):
         denoised(values * torch.nan)
+    with pytest.raises(NonFinite):
+        denoise(values * torch.nan)
+    with pytest.raises(InvalidConfig, match="shifts"):
+        denoise(values, shifts=0)
+    with pytest.raises(InvalidShape, match=r"three axes of at least a voxel, not \(8, 8\)"):
+        denoise(values[0])
+    with pytest.raises(InvalidShape, match="0 voxels observed"):
+        complete(values[:3], torch.zeros(3, 8, 8))
+    with pytest.raises(InvalidShape, match="a rank cap must be at least 1, not 0"):
+        complete(values, kept(8, 0.5, 0), rank=0)
+    with pytest.raises(NonFinite, match="observed values"):
+        complete(values / 0, torch.ones(8, 8, 8))
