@@ -14,7 +14,9 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from storage.compressors.base import as_dtype
 from storage.derived_coding import PLAIN, Coding, framed, putt
 from storage.derived_draft import Draft, Drafts, Shard
 from storage.disk import sync
+from storage.errors import CorruptVolume, StorageError
 from storage.gaps import NAME as GAPS
 from storage.grid import Frames
 from storage.ingest import Moments, Report, seal
@@ -38,7 +41,7 @@ from storage.records import Derivation, StoredVolume
 from storage.shards import ABSENT, CRC_BYTES, object_key
 from storage.volume import Volume
 
-__all__ = ["PLAIN", "Box", "Coding", "Drafts", "derive", "drafted", "framed", "putt", "whole_box"]
+__all__ = ["PLAIN", "Box", "Coding", "Drafts", "derive", "drafted", "framed", "putt"]
 
 Array = NDArray[Any]
 Box = tuple[slice, slice, slice]
@@ -121,8 +124,9 @@ def drafted(  # noqa: PLR0913
     purpose = _purpose(derivation, coding, dtype, versions)
     draft = drafts.open(purpose)
     group = _group(draft, source, coding, dtype)
-    with ThreadPoolExecutor(threads) as pool:
-        writer = _Writer(draft, group, source.levels, coding, dtype, report, pool)
+    arrays = tuple(writable(group, number) for number in range(len(source.levels)))
+    with parallel(threads) as each:
+        writer = _Writer(draft, arrays, source.levels, coding, dtype, report, each)
         made = writer.write(values, coarser)
     if keep_gaps and source.stored.gaps:
         _copy_gaps(source, draft)
@@ -130,10 +134,11 @@ def drafted(  # noqa: PLR0913
     finest = [draft.shards[place.key] for place in writer.places(0)]
     stored = replace(
         source.stored,
-        array_shape=tuple(writable(group, 0).shape),
+        array_shape=tuple(arrays[0].shape),
         dtype=dtype.name,
         statistics=replace(
-            _merged(finest).statistics(replaced=0), replaced=source.stored.statistics.replaced
+            _merged(finest).statistics(replaced=0),
+            replaced=source.stored.statistics.replaced if keep_gaps else 0,
         ),
         warnings=(*source.stored.warnings, *warnings),
         derived=derivation,
@@ -151,10 +156,14 @@ def drafted(  # noqa: PLR0913
     )
 
 
-def whole_box(shape: Sequence[int]) -> Box:
-    """The box that holds everything."""
-    z, y, x = (slice(0, side) for side in shape[-3:])
-    return z, y, x
+@contextmanager
+def parallel(threads: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """A `map` whose calls run in so many threads; what is left is given up when one of them fails."""
+    if threads == 1:
+        yield map
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield pool.map
 
 
 @dataclass(frozen=True)
@@ -171,12 +180,12 @@ class _Writer:
     """Writes the shards of all levels that the draft does not have."""
 
     draft: Draft
-    group: zarr.Group
+    arrays: tuple[zarr.Array[Any], ...]
     levels: tuple[Level, ...]
     coding: Coding
     dtype: np.dtype[Any]
     report: Report
-    pool: ThreadPoolExecutor
+    each: Callable[..., Iterator[Any]]
 
     def write(self, values: Values, coarser: Coarser | None) -> int:
         """How many tiles were coded."""
@@ -193,7 +202,7 @@ class _Writer:
 
     def places(self, number: int) -> Iterator[_Place]:
         """The shards of a level, frame by frame."""
-        array = writable(self.group, number)
+        array = self.arrays[number]
         shape, shard = array.shape[-3:], (array.shards or array.chunks)[-3:]
         frames = range(array.shape[0]) if array.ndim == 4 else [None]
         for frame in frames:
@@ -213,10 +222,13 @@ class _Writer:
             block = coarser(number, place.frame, place.box)
         else:
             start, stop = zip(*((axis.start, axis.stop) for axis in place.box), strict=True)
-            finer = writable(self.group, number - 1)
-            block = coarser_box(
-                finer, place.frame or 0, self.levels[number - 1], self.levels[number], start, stop
-            )
+            finer, coarse = self.levels[number - 1 : number + 1]
+            try:
+                block = coarser_box(self.arrays[number - 1], place.frame or 0, finer, coarse, start, stop)
+            except CorruptVolume as error:
+                raise StorageError(
+                    f"what was just written cannot be read back: {error}; try again"
+                ) from error
         shape = tuple(axis.stop - axis.start for axis in place.box)
         if block.shape != shape:
             raise ValueError(f"values of shape {block.shape} were given for a box of {shape}")
@@ -226,7 +238,7 @@ class _Writer:
 
     def _coded(self, number: int, place: _Place, block: Array, done: int, total: int) -> int:
         """Code a shard's tiles and add it to the draft; how many they were."""
-        array = writable(self.group, number)
+        array = self.arrays[number]
         chunk, shard = _three(array.chunks), _three(array.shards or array.chunks)
         grid = [s // c for s, c in zip(shard, chunk, strict=True)]
         inside = [-(-n // c) for n, c in zip(block.shape, chunk, strict=True)]
@@ -238,7 +250,7 @@ class _Writer:
             part = block[tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, chunk, strict=True))]
             return _Coded.of(self.coding, part, chunk, exact)
 
-        for one in self.pool.map(code, tiles):
+        for one in self.each(code, tiles):
             coded.append(one)
             self.report(Progress("coding", done + len(coded), total, "tiles"))
         at = {index: one.data for index, one in zip(tiles, coded, strict=True)}
@@ -255,7 +267,7 @@ class _Writer:
         return len(tiles)
 
     def _tiles(self, number: int, box: Box) -> int:
-        chunk = writable(self.group, number).chunks[-3:]
+        chunk = self.arrays[number].chunks[-3:]
         return math.prod(-(-(axis.stop - axis.start) // c) for axis, c in zip(box, chunk, strict=True))
 
 
@@ -341,5 +353,14 @@ def _frames(stored: StoredVolume) -> Frames | None:
 
 
 def _purpose(derivation: Derivation, coding: Coding, dtype: np.dtype[Any], versions: Sequence[str]) -> str:
-    told = [FORMAT, asdict(derivation), coding.to_json(), dtype.str, np.__version__, *versions]
+    told = [FORMAT, _program(), asdict(derivation), coding.to_json(), dtype.str, np.__version__, *versions]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _program() -> str:
+    """sha-256 of all modules of the store, as this process found them."""
+    found, root = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        found.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return found.hexdigest()

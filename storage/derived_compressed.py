@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -23,8 +22,8 @@ from storage.checkpoints import Checkpoints
 from storage.compressors import BOUNDED, COMPRESSORS, MissingPeer, UnsuitableValues
 from storage.compressors.base import Setting
 from storage.compressors.report import psnr_of
-from storage.compressors.sampled import Code, Estimate, Goal, Sample, Tile, drawn, estimated, searched
-from storage.derived import Drafts, Written, drafted
+from storage.compressors.sampled import Code, Each, Estimate, Goal, Sample, Tile, drawn, estimated, searched
+from storage.derived import Drafts, Written, drafted, parallel
 from storage.derived_coding import Coding, framed, putt, within
 from storage.derived_report import LevelReader
 from storage.errors import UnreachableQuality, UnsuitableCompressor
@@ -48,7 +47,7 @@ COARSER_TILES, COARSER_SHARE = 8, 3
 TRIAL_TILES = 6
 """Tiles by which `auto` chooses."""
 CACHE_BYTES = 64 << 20
-"""Of decoded chunks of the source, for each level."""
+"""Of decoded chunks of that level, while it is looked at."""
 FINEST_ACTIVITY = 8
 """Activity is looked for in the coarsest level whose voxels span no more of level 0's along each axis."""
 ENOUGH = {"ratio": 0.05, "psnr": 0.5, "bound": math.inf}
@@ -124,13 +123,13 @@ def compressed(  # noqa: PLR0913
     Raises UnreachableQuality, UnsuitableCompressor, CorruptVolume, StorageFull, LeaseLost, and what `report`
     raises.
     """
-    reader = LevelReader(source, CACHE_BYTES)
+    reader = LevelReader(source)
 
     def save(plan: Plan) -> None:
         checkpoints.save({}, {"plan": asdict(plan)})
 
-    with ThreadPoolExecutor(threads) as pool:
-        samples = _Samples(source, reader, seed, report, pool)
+    with parallel(threads) as each:
+        samples = _Samples(source, reader, seed, report, each)
         run = _Run(source, goal, reader, samples, drafts, derivation, save, report, threads)
         try:
             plan = _loaded(checkpoints)
@@ -223,7 +222,7 @@ class _Samples:
     reader: LevelReader
     seed: int
     report: Report
-    pool: ThreadPoolExecutor
+    each: Each
     _known: dict[int, Sample] = field(default_factory=dict)
     _tried: int = 0
 
@@ -248,7 +247,7 @@ class _Samples:
         """The estimate that meets the goal, or comes nearest."""
         known = [] if known is None else known
         if scheme.scale is None:
-            return estimated(sample, self._code(scheme.make(None)), None, self.pool)
+            return estimated(sample, self._code(scheme.make(None)), None, self.each)
         return searched(
             sample,
             lambda number: self._code(scheme.make(number)),
@@ -256,12 +255,12 @@ class _Samples:
             goal,
             known=known,
             tried=known.append,
-            pool=self.pool,
+            each=self.each,
         )
 
     def told(self, scheme: Scheme, number: float | None) -> Estimate:
         """What the full sample says of a setting."""
-        return estimated(self.full, self._code(scheme.make(number)), number, self.pool)
+        return estimated(self.full, self._code(scheme.make(number)), number, self.each)
 
     def _code(self, coding: Coding) -> Code:
         levels = [coding.tiling(level).chunk for level in self.source.levels]
@@ -322,6 +321,7 @@ class _Samples:
         looked = max(n for n, level in enumerate(levels) if n == 0 or max(level.factor) <= FINEST_ACTIVITY)
         if looked < number:
             return np.ones(len(places))
+        reader = LevelReader(self.source, CACHE_BYTES)
         ratio = [b // a for a, b in zip(levels[number].factor, levels[looked].factor, strict=True)]
         found = np.empty(len(places))
         for row, (frame, box) in enumerate(places):
@@ -330,7 +330,7 @@ class _Samples:
                 for axis, r, n in zip(box, ratio, levels[looked].shape, strict=True)
             )
             self.report(Progress("sampling", row, len(places), "tiles"))
-            found[row] = self.reader.box(looked, frame, (z, y, x)).std(dtype=np.float64)
+            found[row] = reader.box(looked, frame, (z, y, x)).std(dtype=np.float64)
         return found
 
     def _index_bytes(self, level: Level) -> int:

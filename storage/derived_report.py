@@ -15,6 +15,7 @@ import numpy as np
 
 from storage.chunks import Array, ChunkReader
 from storage.compressors.report import TAPS, psnr_of, ssim_map
+from storage.errors import CorruptVolume, StorageError
 from storage.ingest import Report
 from storage.jobs import Progress
 from storage.layout import Shape3
@@ -35,7 +36,9 @@ class Quality:
 
 
 def measured(source: Volume, made: Volume, report: Report = lambda progress: None) -> Quality:
-    """Read all of both volumes, of one shape. Raises CorruptVolume."""
+    """Read all of both volumes, of one shape. Raises CorruptVolume for the source, and StorageError where
+    what was made of it cannot be read back.
+    """
     statistics = source.stored.statistics
     peak = statistics.maximum - statistics.minimum
     shape = source.stored.grid.shape
@@ -48,7 +51,7 @@ def measured(source: Volume, made: Volume, report: Report = lambda progress: Non
         sums, counts = np.zeros(shape[0]), np.zeros(shape[0])
         for box in boxes:
             report(Progress("measuring", done, total, "boxes"))
-            values, told = (reader.box(0, frame, box.slices) for reader in (ours, others))
+            values, told = ours.box(0, frame, box.slices), _written(others, frame, box.slices)
             for number, (own, other) in enumerate(zip(values, told, strict=True), box.slices[0].start):
                 errors = np.subtract(other, own, dtype=np.float64)
                 index = ssim_map(own, other, peak)
@@ -80,6 +83,13 @@ class LevelReader:
             return self._readers[level].box(start, stop)
         voxels: Array = self._readers[level].box((frame, *start), (frame + 1, *stop))[0]
         return voxels
+
+
+def _written(reader: LevelReader, frame: int | None, box: tuple[slice, slice, slice]) -> Array:
+    try:
+        return reader.box(0, frame, box)
+    except CorruptVolume as error:
+        raise StorageError(f"what was just written cannot be read back: {error}; try again") from error
 
 
 @dataclass(frozen=True)

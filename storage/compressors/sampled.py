@@ -11,10 +11,10 @@ The logarithm of the setting is found by false position: sizes and PSNRs change 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import exp, fsum, log, log10
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ Code = Callable[[Array, int], tuple[int, Array]]
 """How many bytes a tile of a level takes, and what they decode to; where nothing is lost, and of coarser
 levels, the tile itself.
 """
+Each = Callable[..., Iterator[Any]]
+"""As `map`, perhaps in parallel."""
 
 TRIALS = 12
 LEAST_SHARE = 0.05
@@ -153,7 +155,7 @@ def inclusion(activity: Float64, count: int) -> Float64:
         certain |= over
 
 
-def estimated(sample: Sample, code: Code, number: float | None, pool: Executor | None = None) -> Estimate:
+def estimated(sample: Sample, code: Code, number: float | None, each: Each = map) -> Estimate:
     """What a way to code tiles makes of the whole."""
 
     def tried(tile: Tile) -> tuple[float, float, float]:
@@ -163,8 +165,7 @@ def estimated(sample: Sample, code: Code, number: float | None, pool: Executor |
         errors = np.subtract(told, tile.values, dtype=np.float64).ravel()
         return tile.weight * size, tile.weight * float(errors @ errors), float(np.abs(errors).max())
 
-    each = map(tried, sample.tiles) if pool is None else pool.map(tried, sample.tiles)
-    sizes, squares, largest = zip(*each, strict=True)
+    sizes, squares, largest = zip(*each(tried, sample.tiles), strict=True)
     stored = sample.overhead + fsum(sizes)
     psnr = psnr_of(fsum(squares) / sample.voxels, sample.peak)
     return Estimate(number, stored, sample.source_bytes / stored, psnr, max(largest))
@@ -178,12 +179,12 @@ def searched(
     *,
     known: Sequence[Estimate] = (),
     tried: Callable[[Estimate], None] = lambda found: None,
-    pool: Executor | None = None,
+    each: Each = map,
 ) -> Estimate:
     """The estimate that meets a goal and exceeds it least; where none meets it, that of the setting that
     comes nearest. `known` are estimates of the same sample that were made before; `tried` is told of each.
     """
-    search = _Search(sample, make, scale, goal, {found.number: found for found in known}, tried, pool)
+    search = _Search(sample, make, scale, goal, {found.number: found for found in known}, tried, each)
     return search.run()
 
 
@@ -197,12 +198,15 @@ class _Search:
     goal: Goal
     known: dict[float | None, Estimate]
     tried: Callable[[Estimate], None]
-    pool: Executor | None
+    each: Each
 
     def run(self) -> Estimate:
         below: Point | None = None
         above: Point | None = None
-        best: Estimate | None = None
+        met = [found for found in self.known.values() if self.goal.of(found) >= 0]
+        best = min(met, key=self.goal.of, default=None)
+        if best is not None and self.goal.of(best) <= self.goal.near:
+            return best
         share, farther = self._first(), 1.2
         for _ in range(TRIALS):
             found = self._at(share)
@@ -232,7 +236,7 @@ class _Search:
     def _at(self, share: float) -> Estimate:
         number = float(f"{self.scale.at(share):.6g}")
         if number not in self.known:
-            self.known[number] = estimated(self.sample, self.make(number), number, self.pool)
+            self.known[number] = estimated(self.sample, self.make(number), number, self.each)
             self.tried(self.known[number])
         return self.known[number]
 
