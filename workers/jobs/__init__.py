@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from workers.jobs.base import AnyKind
+from workers.jobs.compress import Compress
+from workers.jobs.decompress import Decompress
 from workers.jobs.embed import Embed
 from workers.jobs.evaluate import Evaluate
 from workers.jobs.export import Export
@@ -17,4 +19,6 @@ KINDS: tuple[AnyKind, ...] = (
     Predict(),
     Evaluate(),
     Export(),
+    Compress(),
+    Decompress(),
 )
