@@ -14,12 +14,15 @@ from service.client import ServiceProblem, ServiceUnreachable
 from service.cohort_table import BadTable
 from service.commands.analyze import analyze
 from service.commands.common import BadOption
+from service.commands.compress import compress
 from service.commands.demo import demo
 from service.commands.evaluate import evaluate
+from service.commands.export import export
 from service.commands.predict import predict
 from service.commands.recipes import recipes
 from service.commands.train import train
 from service.commands.up import up
+from service.fetching import FetchFailed
 from service.packing import NothingToSend
 from service.stack import StackError
 from service.terminal import words
@@ -29,6 +32,8 @@ BAD_INPUT, FAILED = 2, 1
 COMMANDS = (
     (up, "Run broker, workers, API and dashboard until Ctrl-C."),
     (analyze, "Send a scan and print what was found."),
+    (compress, "Make a compressed volume of a scan and print what was lost."),
+    (export, "Write a volume as NIfTI or as a zip of OME-Zarr."),
     (recipes, "List what a model can be made by, with all settings."),
     (train, "Make a model of a cohort and print what it is worth."),
     (predict, "Ask a model about a scan."),
@@ -56,6 +61,8 @@ def main() -> None:
         app()
     except ServiceProblem as error:
         _end(str(error), FAILED if error.problem.status >= 500 else BAD_INPUT)
+    except FetchFailed as error:
+        _end(str(error), FAILED)
     except (BadOption, BadTable, NothingToSend, ServiceUnreachable, StackError) as error:
         _end(str(error), BAD_INPUT)
 

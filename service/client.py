@@ -6,6 +6,7 @@ import base64
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -112,6 +113,18 @@ class Client:
         """What a succeeded job found."""
         found: dict[str, Any] = self._request("GET", f"/v1/jobs/{job_id}/result").json()
         return found
+
+    @contextmanager
+    def pieces(self, path: str) -> Iterator[Iterator[bytes]]:
+        """The bytes at an address, as they come; of an artifact, or of an object of a volume's store."""
+        try:
+            with self._http.stream("GET", path) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise ServiceProblem(_problem(answer))
+                yield answer.iter_bytes(PIECE_BYTES)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ServiceUnreachable(self.url, str(error) or type(error).__name__) from error
 
     def wait(self, job_id: str, *, on_change: Callable[[JobView], None] = lambda job: None) -> JobView:
         """Wait for a job to succeed; `on_change` hears each new state.

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from service.analysis import Watcher
 from service.client import Client, ServiceProblem
-from service.cohort_table import VOLUME_ID, BadTable, CohortTable
-from service.packing import NothingToSend, sendable
+from service.cohort_table import BadTable, CohortTable
+from service.packing import NothingToSend
 from service.schemas import JobView, VolumeView
-from storage.records import VolumeState
+from service.sending import ready, ready_volume, sent
+from service.watcher import Watcher
 
 
 def run_on_table(
@@ -31,7 +30,7 @@ def predict(
     client: Client, model: str, scan: str, covariates: Mapping[str, float], watcher: Watcher
 ) -> JobView:
     """What a model says of a scan: a path, or the id of a volume."""
-    volume_id = scan if VOLUME_ID.fullmatch(scan) else _ready(client, _sent(client, Path(scan)), watcher)
+    volume_id = ready_volume(client, scan, watcher)
     job = client.submit("predict", {"model": model, "covariates": dict(covariates)}, volume_id=volume_id)
     return client.wait(job.id, on_change=watcher.job)
 
@@ -45,30 +44,17 @@ def send_scans(client: Client, table: CohortTable, watcher: Watcher) -> dict[str
     for done, (scan, path) in enumerate(files.items()):
         watcher.step("upload", done, len(files), "scans")
         try:
-            volumes[scan] = _sent(client, path)
+            volumes[scan] = sent(client, path)
         except (ServiceProblem, NothingToSend) as error:
             problems.append(f"line {lines[scan]}, {scan}: {error}")
     watcher.step("upload", len(files), len(files), "scans")
     for done, (scan, volume) in enumerate(volumes.items()):
         watcher.step("ingest", done, len(volumes), "scans")
         try:
-            _ready(client, volume)
+            ready(client, volume)
         except ServiceProblem as error:
             problems.append(f"line {lines[scan]}, {scan}: {error}")
     watcher.step("ingest", len(volumes), len(volumes), "scans")
     if problems:
         raise BadTable(table.path, problems)
     return {scan: volumes[scan].id if scan in volumes else scan for scan in lines}
-
-
-def _sent(client: Client, scan: Path) -> VolumeView:
-    """The volume of a scan: one that the service has already, or a new one."""
-    with sendable(scan) as file:
-        return client.sent_before(file) or client.upload(file).volume
-
-
-def _ready(client: Client, volume: VolumeView, watcher: Watcher | None = None) -> str:
-    """The id of a volume, once it has been read."""
-    if volume.state is not VolumeState.READY:
-        client.wait(volume.ingest_job, on_change=watcher.job if watcher else lambda job: None)
-    return volume.id

@@ -13,11 +13,16 @@ class NothingToSend(Exception):
     """The path holds no scan. `str(error)` names the cause and the cure."""
 
 
+def refuse_missing(scan: Path) -> None:
+    """Raise NothingToSend for a scan that is not there."""
+    if not scan.exists():
+        raise NothingToSend(f"{scan}: no such file or folder; give the path of a scan")
+
+
 @contextmanager
 def sendable(scan: Path) -> Iterator[Path]:
     """The scan as one file: itself, or for a folder (DICOM, OME-Zarr) a zip that is removed afterwards."""
-    if not scan.exists():
-        raise NothingToSend(f"{scan}: no such file or folder; give the path of a scan")
+    refuse_missing(scan)
     if scan.is_file():
         yield scan
         return

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from service.analysis import Watcher, analyze_scan
+from service.analysis import analyze_scan
 from service.client import Client
-from service.commands.common import AsJson, Url, connected, errors
-from service.packing import NothingToSend
+from service.commands.common import AsJson, Scan, Url, connected, errors
 from service.report import document, table
+from service.sending import refuse_unknown
+from service.watcher import Watcher
 
 Layout = Annotated[
     str | None, typer.Option(help="Layout of the tensor train, tt or qtt; by default the service's.")
@@ -37,7 +37,7 @@ Tolerance = Annotated[
 
 
 def analyze(
-    scan: Annotated[Path, typer.Argument(help="A .nii[.gz], .nrrd, DICOM folder or zip, or OME-Zarr.")],
+    scan: Scan,
     url: Url = None,
     layout: Layout = None,
     rank: Rank = None,
@@ -47,20 +47,14 @@ def analyze(
     as_json: AsJson = False,
 ) -> None:
     """Send a scan, wait until it is read and embedded, and print what was found."""
-    refuse_missing(scan)
+    refuse_unknown(scan)
     with connected(url) as client:
         found = show_analysis(client, scan, chosen(layout, rank, encoder, oversampling, tolerance), as_json)
         if as_json:
             print(json.dumps(found, allow_nan=False))
 
 
-def refuse_missing(scan: Path) -> None:
-    """Raise NothingToSend for a scan that is not there."""
-    if not scan.exists():
-        raise NothingToSend(f"{scan}: no such file or folder; give the path of a scan")
-
-
-def show_analysis(client: Client, scan: Path, parameters: dict[str, Any], as_json: bool) -> dict[str, Any]:
+def show_analysis(client: Client, scan: str, parameters: dict[str, Any], as_json: bool) -> dict[str, Any]:
     """Send a scan and have it embedded; everything that was found, which is printed as a table too."""
     with Watcher(errors) as watcher:
         found = analyze_scan(client, scan, parameters, watcher)

@@ -26,6 +26,12 @@ DataRoot = Annotated[
         "--data-root", help="Folder that holds everything; by default TOMOTRAIN_DATA_ROOT, else ./var."
     ),
 ]
+Scan = Annotated[
+    str,
+    typer.Argument(
+        help="A .nii[.gz], .nrrd, DICOM folder or zip, or OME-Zarr; or the id of a volume: vol_..."
+    ),
+]
 Url = Annotated[
     str | None,
     typer.Option(help="Address of a running service; by default the one on port 8000, or a new one."),
@@ -34,6 +40,14 @@ Url = Annotated[
 
 class BadOption(Exception):
     """An option's value that cannot be used. `str(error)` names the cause and the cure."""
+
+
+def refuse_taken(path: Path) -> None:
+    """Raise BadOption for a place to write to that is taken, or where there is no folder around it."""
+    if path.exists():
+        raise BadOption(f"--output {path}: is there already; give another name, or remove it")
+    if not path.absolute().parent.is_dir():
+        raise BadOption(f"--output {path}: there is no folder {path.absolute().parent}; make it first")
 
 
 @contextmanager

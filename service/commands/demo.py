@@ -13,7 +13,6 @@ import typer
 from rich.console import Console
 
 from service import learning
-from service.analysis import Watcher
 from service.client import Client
 from service.cohort_table import Columns, read_table
 from service.commands.analyze import (
@@ -23,12 +22,13 @@ from service.commands.analyze import (
     Rank,
     Tolerance,
     chosen,
-    refuse_missing,
     show_analysis,
 )
 from service.commands.common import AsJson, embedded, errors
 from service.learning_report import prediction_table, training_tables
+from service.packing import refuse_missing
 from service.phantoms import write_cohort
+from service.watcher import Watcher
 
 PATIENTS = 24
 _ENCODER = {"steps": 160, "voxels": 64}
@@ -66,7 +66,9 @@ def demo(
         embedded(Path(folder), _environment(Path(folder))) as address,
         Client(address) as client,
     ):
-        found = show_analysis(client, sent, chosen(layout, rank, encoder, oversampling, tolerance), as_json)
+        found = show_analysis(
+            client, str(sent), chosen(layout, rank, encoder, oversampling, tolerance), as_json
+        )
         found |= _learn(client, Path(folder) / "cohort", as_json)
     if as_json:
         print(json.dumps(found, allow_nan=False))

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from service.analysis import Watcher
 from service.client import Client
 from service.cohort_table import read_table
 from service.commands.columns import CategoryOption, Cohort, CovariatesOption, TargetOption, columns
 from service.commands.common import AsJson, Url, connected, errors
 from service.learning import run_on_table
 from service.learning_report import evaluation_tables
+from service.watcher import Watcher
 
 
 def evaluate(

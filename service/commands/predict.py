@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from service import learning
-from service.analysis import Watcher
-from service.cohort_table import VOLUME_ID
-from service.commands.analyze import refuse_missing
 from service.commands.columns import CategoryOption, categories
-from service.commands.common import AsJson, BadOption, Url, connected, errors
+from service.commands.common import AsJson, BadOption, Scan, Url, connected, errors
 from service.learning_report import prediction_table
 from service.schemas import JobView
+from service.sending import refuse_unknown
+from service.watcher import Watcher
 
 
 def predict(
     model: Annotated[str, typer.Argument(help="The id of the job that trained it: job_...")],
-    scan: Annotated[str, typer.Argument(help="A scan's path, or the id of a volume: vol_...")],
+    scan: Scan,
     covariate: Annotated[
         list[str] | None, typer.Option(help="What the model wants beside the scan, NAME=NUMBER; repeatable.")
     ] = None,
@@ -31,8 +29,7 @@ def predict(
 ) -> None:
     """Send a scan, unless the service has it, and print the answer with its interval and warnings."""
     given = numbers(covariate, categories(category))
-    if not VOLUME_ID.fullmatch(scan):
-        refuse_missing(Path(scan))
+    refuse_unknown(scan)
     with connected(url) as client:
         with Watcher(errors) as watcher:
             job = learning.predict(client, model, scan, given, watcher)

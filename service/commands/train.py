@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from service.analysis import Watcher
 from service.cohort_table import read_table
 from service.commands.columns import CategoryOption, Cohort, CovariatesOption, TargetOption, columns, named
 from service.commands.common import AsJson, BadOption, Url, connected, errors
 from service.learning import run_on_table
 from service.learning_report import training_tables
 from service.schemas import JobView
+from service.watcher import Watcher
 
 
 def train(

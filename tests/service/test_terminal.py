@@ -6,10 +6,10 @@ import io
 
 from rich.console import Console
 
-from service.analysis import Watcher
 from service.learning_report import evaluation_tables, prediction_table, training_tables
 from service.schemas import JobView
 from service.terminal import pairs
+from service.watcher import Watcher
 
 ODD = "[/red] x [mm] :smile: \x1b[31m\u202e\n"
 TOLD = "[/red] x [mm] :smile: \ufffd[31m\ufffd"
