@@ -28,6 +28,7 @@ BENCHMARKS = {
     "cubes": "2,000 random cubes from a chunked volume: ours, zarr, Dask, tensorstore, memmap",
     "intervals": "coverage and width of conformal intervals on made and on real cohorts",
     "out_of_core": "C-PIC's forward pass on procedural volumes from 256^3 to 8192^3",
+    "putt_predict": "C-PIC on compressed scans against the originals: features, answers, bytes read",
     "results": "docs/results.md and its figures, from what other benchmarks wrote under docs/results",
 }
 
