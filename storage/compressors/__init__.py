@@ -3,19 +3,23 @@
     frame     bytes that are complete in themselves, with a digest
     base      the protocol, and how a quality is set
     fit       the setting for a ratio, a PSNR or a bound
+    mosaic    a part of a large volume that it is searched on first
     report    ratio, PSNR, SSIM and largest error of what was decoded
     putt      blocks of integer trains
     factors   blocks as trains or Tucker tensors of float32
     zfp       with a bound
     slices    JPEG 2000 and JPEG XL, with and without loss
     plain     blosc and zstd: without loss
+    temporal  scans over time: `TEMPORAL`, a tensor core of the time axis before blocks of trains
     bounded   integers with a bound on every voxel: `BOUNDED`, which chooses among trains and lossless peers
+    auto      whoever writes the smallest file for a target: `AUTO`
 
 Peers' libraries are imported when they are used: `pip install 'tomotrain[peers]'`.
 """
 
 from __future__ import annotations
 
+from storage.compressors.auto import Auto
 from storage.compressors.base import Compressor, MissingPeer, Setting, UnsuitableValues
 from storage.compressors.bounded import Bounded
 from storage.compressors.factors import TtSvd, Tucker
@@ -25,11 +29,14 @@ from storage.compressors.plain import BloscZstd, Zstandard
 from storage.compressors.putt import Putt
 from storage.compressors.report import Report, reported
 from storage.compressors.slices import Jpeg2000, Jpeg2000Lossless, JpegXl, JpegXlLossless
+from storage.compressors.temporal import SPATIAL, Temporal
 from storage.compressors.zfp import Zfp
 
 __all__ = [
+    "AUTO",
     "BOUNDED",
     "COMPRESSORS",
+    "TEMPORAL",
     "Compressor",
     "DamagedBytes",
     "Fitted",
@@ -57,8 +64,9 @@ _ALL: tuple[Compressor, ...] = (
     JpegXlLossless(),
 )
 COMPRESSORS: dict[str, Compressor] = {one.name: one for one in _ALL}
-BOUNDED = Bounded()
-_READERS: dict[str, Compressor] = {**COMPRESSORS, BOUNDED.name: BOUNDED}
+BOUNDED, TEMPORAL = Bounded(), Temporal()
+AUTO = Auto(_ALL, tuple(Temporal(one) for one in SPATIAL), BOUNDED)
+_READERS: dict[str, Compressor] = {**COMPRESSORS, BOUNDED.name: BOUNDED, TEMPORAL.name: TEMPORAL}
 
 
 def decompress(data: bytes) -> Array:

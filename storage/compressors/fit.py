@@ -1,16 +1,21 @@
 """The setting of a compressor for what is wanted of its files: a ratio, a PSNR, or a bound on every voxel.
 
-It is bisected in its logarithm. Of the files that were tried and do what is wanted the nearest to it is the
-answer: sizes and errors need not change quite evenly, nor always one way.
+It is searched in its logarithm, between settings that do too much and too little, by the Illinois form of
+false position (Dowell and Jarratt, "A modified regula falsi method for computing the root of an equation",
+BIT 11 (1971)) and by halves where that is slow. For a large volume a mosaic of its blocks is searched first:
+the whole is tried from where that ended. Of the files that were tried and do what is wanted the smallest is
+the answer, or for a ratio the best: sizes and errors need not change quite evenly, nor always one way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf, isfinite, log, log10
 
-from storage.compressors.base import Compressor, Setting
-from storage.compressors.frame import Array
+from storage.compressors.base import Compressor, spread
+from storage.compressors.frame import Array, opened
+from storage.compressors.mosaic import mosaic
 from storage.compressors.report import Report, reported
 
 TRIALS = 16
@@ -18,6 +23,14 @@ NEAR_RATIO = 1.005
 """A ratio that exceeds the target by less ends the search."""
 NEAR_PSNR = 0.02
 """Likewise, dB."""
+NEAR_BOUND = 1.02
+"""Likewise of a bound over the largest error."""
+PATIENCE = 6
+"""Trials after which every second one halves what is left."""
+NARROW = 2e-5
+"""Likewise of settings, as a share of all that there are."""
+ROUGHLY = 10.0
+"""On a mosaic it ends at an excess so many times as large."""
 
 
 class UnreachableTarget(ValueError):
@@ -36,16 +49,32 @@ class Fitted:
     setting: dict[str, float]
     report: Report
 
+    @property
+    def compressor(self) -> str:
+        """Whose bytes they are."""
+        return opened(self.data).compressor
+
 
 @dataclass(frozen=True)
 class Target:
-    """What is wanted of a file."""
+    """What is wanted of a file. Its `kind` is the argument's name."""
 
+    kind: str
     said: str
-    met: Callable[[Report], bool]
-    near: Callable[[Report], bool]
+    excess: Callable[[Report], float]
+    """By how much it is exceeded: below 0 where it is not met."""
+    enough: float
+    """An excess that ends the search."""
     coarser_meets: bool
     """Whether it is coarser settings that do it."""
+
+    def met(self, report: Report) -> bool:
+        """Whether the file does it."""
+        return self.excess(report) >= 0
+
+    def near(self, report: Report) -> bool:
+        """Whether it does, and hardly more."""
+        return 0 <= self.excess(report) <= self.enough
 
 
 def target(*, ratio: float | None = None, psnr: float | None = None, bound: float | None = None) -> Target:
@@ -61,22 +90,21 @@ def target(*, ratio: float | None = None, psnr: float | None = None, bound: floa
         raise ValueError(f"{name} = {value}: must be at least 0")
     if name == "ratio":
         return Target(
+            name,
             f"a ratio of {value:g}",
-            lambda report: report.ratio >= value,
-            lambda report: report.ratio <= value * NEAR_RATIO,
+            lambda report: _log_ratio(report.ratio, value),
+            log(NEAR_RATIO),
             coarser_meets=True,
         )
     if name == "psnr":
         return Target(
-            f"{value:g} dB",
-            lambda report: report.psnr >= value,
-            lambda report: report.psnr <= value + NEAR_PSNR,
-            coarser_meets=False,
+            name, f"{value:g} dB", lambda report: report.psnr - value, NEAR_PSNR, coarser_meets=False
         )
     return Target(
+        name,
         f"an error of at most {value:g} on every voxel",
-        lambda report: report.max_error <= value,
-        lambda report: False,
+        lambda report: _log_ratio(value, report.max_error),
+        log(NEAR_BOUND),
         coarser_meets=False,
     )
 
@@ -96,55 +124,147 @@ def fitted(
     Raises UnreachableTarget, which says what can be had, and as `target` and `Compressor.compress`.
     """
     wanted = target(ratio=ratio, psnr=psnr, bound=bound)
+    part, guess = mosaic(values), None
+    if part is not None and compressor.setting(values) is not None:
+        guess = searched(compressor, part, wanted, spread(values) if peak is None else peak, rough=True)
+    return searched(compressor, values, wanted, peak, guess).answer()
+
+
+@dataclass(eq=False)
+class Search:
+    """What was tried of a compressor, and between which shares of its settings the target lies.
+
+    The margin is the excess over `aim`, with the sign that makes it grow with the setting.
+    """
+
+    compressor: Compressor
+    wanted: Target
+    aim: float = 0.0
+    best: Fitted | None = None
+    nearest: Fitted | None = None
+    """Of those that do not meet the target."""
+    low: tuple[float, float] = (0.0, -inf)
+    """The largest share with a margin below 0, and the margin."""
+    high: tuple[float, float] = (1.0, inf)
+    """The least share with one that is not."""
+    slope: float | None = None
+    """Of the margin, where it was last seen."""
+    last: tuple[float, float] | None = None
+    weights: list[float] = field(default_factory=lambda: [1.0, 1.0])
+
+    def learn(self, share: float, trial: Fitted) -> None:
+        """What came of a trial."""
+        excess = self.wanted.excess(trial.report)
+        if excess >= 0:
+            self.best = _nearer(self.best, trial, self.wanted)
+        elif self.nearest is None or excess > self.wanted.excess(self.nearest.report):
+            self.nearest = trial
+        margin = (excess - self.aim) if self.wanted.coarser_meets else (self.aim - excess)
+        if self.last is not None and share != self.last[0] and isfinite(margin - self.last[1]):
+            steep = (margin - self.last[1]) / (share - self.last[0])
+            self.slope = steep if steep > 0 else self.slope
+        again = self.last is not None and (margin < 0) == (self.last[1] < 0)
+        self.last = share, margin
+        side = 0 if margin < 0 else 1
+        self.weights[side] = 1.0
+        self.weights[1 - side] = self.weights[1 - side] / 2 if again else 1.0
+        if side == 0:
+            self.low = share, margin
+        else:
+            self.high = share, margin
+
+    def next(self, number: int) -> float:
+        """Where to try for the n-th time: between `low` and `high`."""
+        (low, below), (high, above) = self.low, self.high
+        width = high - low
+        guess = low + width / 2
+        if number < PATIENCE or number % 2:
+            if isfinite(below) and isfinite(above):
+                below, above = below * self.weights[0], above * self.weights[1]
+                guess = low - below * width / (above - below)
+            elif self.last is not None and self.slope is not None and isfinite(self.last[1]):
+                guess = self.last[0] - self.last[1] / self.slope
+        return min(max(guess, low + width / 100), high - width / 100)
+
+    @property
+    def found(self) -> Fitted:
+        """The answer, or what comes nearest to it."""
+        found = self.nearest if self.best is None else self.best
+        assert found is not None
+        return found
+
+    def misses_by_at_most(self, factor: float) -> bool:
+        """Of a ratio or a bound; of a PSNR the dB that this is of an amplitude."""
+        decibels = self.wanted.kind == "psnr"
+        return self.wanted.excess(self.found.report) >= -(20 * log10(factor) if decibels else log(factor))
+
+    def answer(self) -> Fitted:
+        """What meets the target. Raises UnreachableTarget."""
+        if self.best is None:
+            raise unreachable(self.compressor.name, self.found, self.wanted)
+        return self.best
+
+
+def searched(
+    compressor: Compressor,
+    values: Array,
+    wanted: Target,
+    peak: float | None,
+    guess: Search | None = None,
+    *,
+    rough: bool = False,
+) -> Search:
+    """All that was tried on values, after a `guess` on a part of them. Raises as `Compressor.compress`."""
+    enough = wanted.enough * (ROUGHLY if rough else 1)
+    search = Search(compressor, wanted, enough / 2)
     scale = compressor.setting(values)
     if scale is None:
-        return _checked(compressor, _tried(compressor, values, {}, peak), wanted)
-    return _bisected(compressor, values, scale, wanted, peak)
+        search.learn(0.0, tried(compressor, values, {}, peak))
+        return search
+    share = 0.5
+    if guess is not None and guess.last is not None:
+        share, search.slope = guess.last[0], guess.slope
+    for number in range(1, TRIALS + 1):
+        trial = tried(compressor, values, {scale.name: scale.at(share)}, peak)
+        search.learn(share, trial)
+        if 0 <= wanted.excess(trial.report) <= enough or search.high[0] - search.low[0] < NARROW:
+            break
+        share = search.next(number)
+    if search.best is None:
+        end = 1.0 if wanted.coarser_meets else 0.0
+        search.learn(end, tried(compressor, values, {scale.name: scale.at(end)}, peak))
+    return search
 
 
-def _bisected(
-    compressor: Compressor, values: Array, scale: Setting, wanted: Target, peak: float | None
-) -> Fitted:
-    fine, coarse, best = 0.0, 1.0, None
-    for _ in range(TRIALS):
-        share = (fine + coarse) / 2
-        trial = _tried(compressor, values, {scale.name: scale.at(share)}, peak)
-        met = wanted.met(trial.report)
-        if met:
-            best = _nearer(best, trial, wanted)
-            if wanted.near(trial.report):
-                break
-        if met == wanted.coarser_meets:
-            coarse = share
-        else:
-            fine = share
-    if best is not None:
-        return best
-    end = scale.coarsest if wanted.coarser_meets else scale.finest
-    return _checked(compressor, _tried(compressor, values, {scale.name: end}, peak), wanted)
-
-
-def _nearer(best: Fitted | None, trial: Fitted, wanted: Target) -> Fitted:
-    """The larger of two files that reach a ratio; the smaller of two that are good enough."""
-    if best is None:
-        return trial
-    sizes = len(trial.data) - len(best.data)
-    return trial if (sizes > 0) == wanted.coarser_meets else best
-
-
-def _checked(compressor: Compressor, end: Fitted, wanted: Target) -> Fitted:
-    if wanted.met(end.report):
-        return end
-    report = end.report
-    by = ", ".join(f"{name} = {number:g}" for name, number in end.setting.items()) or "without loss"
-    raise UnreachableTarget(
-        f"{compressor.name} cannot reach {wanted.said} on these values; nearest is a ratio of "
-        f"{report.ratio:.4g}, {report.psnr:.2f} dB, an error of at most {report.max_error:g} ({by})",
-        end,
-    )
-
-
-def _tried(compressor: Compressor, values: Array, setting: dict[str, float], peak: float | None) -> Fitted:
+def tried(compressor: Compressor, values: Array, setting: dict[str, float], peak: float | None) -> Fitted:
+    """A file, and what it decodes to. Raises as `Compressor.compress`."""
     data = compressor.compress(values, **setting)
     told = compressor.decompress(data)
     return Fitted(data, setting, reported(values, told, len(data), peak=peak, with_ssim=False))
+
+
+def unreachable(name: str, nearest: Fitted, wanted: Target) -> UnreachableTarget:
+    """The error, which says what can be had."""
+    report = nearest.report
+    by = ", ".join(f"{key} = {number:g}" for key, number in nearest.setting.items()) or "without loss"
+    return UnreachableTarget(
+        f"{name} cannot reach {wanted.said} on these values; nearest is a ratio of "
+        f"{report.ratio:.4g}, {report.psnr:.2f} dB, an error of at most {report.max_error:g} ({by})",
+        nearest,
+    )
+
+
+def _nearer(best: Fitted | None, trial: Fitted, wanted: Target) -> Fitted:
+    """The better of two files that reach a ratio; the smaller of two that are good enough."""
+    if best is None:
+        return trial
+    if wanted.kind == "ratio" and trial.report.psnr != best.report.psnr:
+        return max(best, trial, key=lambda one: one.report.psnr)
+    return min(best, trial, key=lambda one: len(one.data))
+
+
+def _log_ratio(above: float, below: float) -> float:
+    """Of numbers of at least 0; infinite where one of them is 0."""
+    if below == 0:
+        return inf
+    return log(above / below) if above > 0 else -inf
