@@ -104,7 +104,7 @@ class Runner:
                 job.attempt,
                 record,
                 retry_pause_s=self._settings.retry_pause_s,
-                quarantine=isinstance(error, CorruptVolume),
+                quarantine=isinstance(error, CorruptVolume) and error.volume_id in (None, job.volume_id),
             )
             if isinstance(error, CorruptVolume) and error.volume_id is not None:
                 self._catalogue.quarantine(error.volume_id, record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from workers.jobs.base import AnyKind
 from workers.jobs.compress import Compress
 from workers.jobs.decompress import Decompress
+from workers.jobs.denoise import Denoise
 from workers.jobs.embed import Embed
 from workers.jobs.evaluate import Evaluate
 from workers.jobs.export import Export
@@ -18,6 +19,7 @@ KINDS: tuple[AnyKind, ...] = (
     Train(),
     Predict(),
     Evaluate(),
+    Denoise(),
     Export(),
     Compress(),
     Decompress(),
