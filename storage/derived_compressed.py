@@ -11,7 +11,7 @@ of what was decoded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -39,6 +39,7 @@ Array = NDArray[Any]
 AUTO = "auto"
 CHOICES = (*COMPRESSORS, AUTO)
 """What `compressor` may be."""
+LOSSLESS = tuple(name for name, one in COMPRESSORS.items() if one.lossless)
 MOST_PASSES = 3
 MOST_TILES, FEWEST_TILES, SHARE = 24, 12, 8
 """Tiles of level 0 in a sample: one in `SHARE`, within these limits."""
@@ -71,17 +72,19 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Pass:
-    """One writing of the whole, and what came of it, as measured while it was written."""
+    """One writing of the whole, and what came of it, as measured while it was written. `psnr` is None where
+    nothing changed.
+    """
 
     number: float | None
     ratio: float
-    psnr: float
+    psnr: float | None
     max_error: float
     tiles: int
 
     def excess(self, goal: Goal) -> float:
         """By how much it exceeds the goal."""
-        return goal.excess(self.ratio, self.psnr, self.max_error)
+        return goal.excess(self.ratio, math.inf if self.psnr is None else self.psnr, self.max_error)
 
 
 @dataclass(frozen=True)
@@ -145,13 +148,18 @@ def compressed(  # noqa: PLR0913
 
 
 def scheme_of(name: str, goal: Goal, stored: StoredVolume) -> Scheme:
-    """A compressor of `COMPRESSORS` for a volume and a goal. Raises UnsuitableValues and MissingPeer."""
+    """A compressor of `COMPRESSORS` for a volume and a goal. Raises UnsuitableValues, MissingPeer, and
+    UnreachableQuality where one that loses something is to lose nothing.
+    """
     known = COMPRESSORS[name]
     if goal.kind == "bound" and name == "putt":
         return _bounded(goal, np.dtype(stored.dtype))
     scale = known.setting(_extremes(stored.statistics, stored.dtype))
     if scale is None:
         return Scheme(name, None, lambda number: framed(name, {}, lossless=True))
+    if goal == Goal("bound", 0):
+        cure = f"use putt, auto, or one without loss: {', '.join(LOSSLESS)}"
+        raise UnreachableQuality(name, str(goal), {}, cure)
     if name == "putt":
         return Scheme(name, scale, lambda number: putt(_number(number)))
     return Scheme(name, scale, lambda number: framed(name, {scale.name: _number(number)}))
@@ -207,7 +215,7 @@ def _candidates(
         try:
             scheme = scheme_of(name, goal, stored)
             yield name, samples.estimate(sample, scheme, goal)
-        except (UnsuitableValues, MissingPeer):
+        except (UnsuitableValues, MissingPeer, UnreachableQuality):
             continue
 
 
@@ -395,9 +403,7 @@ class _Run:
             self.save(replace(plan, passes=tuple(passes)))
         if held is None or best is None:
             nearest = max(passes, key=lambda done: done.excess(self.goal))
-            raise self._unreachable(
-                scheme, nearest.ratio, nearest.psnr, nearest.max_error, scheme.setting(nearest.number)
-            )
+            raise self._unreachable(scheme, nearest)
         return Compressed(
             held, scheme.compressor, scheme.setting(best.number), tuple(passes), len(self.samples.full.tiles)
         )
@@ -424,9 +430,7 @@ class _Run:
             aim = aim.moved(self._told_too_well(scheme, known, passes[-1]))
         found = self.samples.estimate(sample, scheme, aim, known)
         if needed and aim.of(found) < 0 and self.goal.of(found) < 0:
-            raise self._unreachable(
-                scheme, found.ratio, found.psnr, found.max_error, scheme.setting(found.number)
-            )
+            raise self._unreachable(scheme, found)
         return found.number
 
     def _told_too_well(self, scheme: Scheme, known: list[Estimate], last: Pass) -> float:
@@ -455,21 +459,27 @@ class _Run:
             threads=self.threads,
         )
         stored, statistics = self.source.stored, self.source.stored.statistics
+        psnr = psnr_of(
+            written.squares / math.prod(stored.array_shape), statistics.maximum - statistics.minimum
+        )
         done = Pass(
             number,
             stored.voxel_bytes / sum(written.level_bytes),
-            psnr_of(written.squares / math.prod(stored.array_shape), statistics.maximum - statistics.minimum),
+            psnr if math.isfinite(psnr) else None,
             written.largest,
             written.made + written.kept,
         )
         return written, done
 
-    def _unreachable(
-        self, scheme: Scheme, ratio: float, psnr: float, max_error: float, setting: Mapping[str, float]
-    ) -> UnreachableQuality:
-        best = {"ratio": ratio, "psnr": psnr if math.isfinite(psnr) else None, "max_error": max_error}
+    def _unreachable(self, scheme: Scheme, nearest: Pass | Estimate) -> UnreachableQuality:
+        best = {"ratio": nearest.ratio, "psnr": nearest.psnr, "max_error": nearest.max_error}
+        known = {
+            name: number for name, number in best.items() if number is not None and math.isfinite(number)
+        }
         if self.goal.kind == "ratio":
-            cure = "ask for a smaller ratio, or for a PSNR or a bound"
+            cure = "ask for a smaller ratio, for a PSNR or for a bound"
         else:
-            cure = "ask for less, or use a compressor without loss, or auto"
-        return UnreachableQuality(scheme.compressor, str(self.goal), {**best, **setting}, cure)
+            cure = f"ask for less, or use a compressor without loss: {', '.join(LOSSLESS)}"
+        return UnreachableQuality(
+            scheme.compressor, str(self.goal), {**known, **scheme.setting(nearest.number)}, cure
+        )

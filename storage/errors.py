@@ -287,11 +287,10 @@ class UnreachableQuality(StorageError):
 
     code = "unreachable-target"
 
-    def __init__(self, compressor: str, wanted: str, best: dict[str, float | None], cure: str) -> None:
-        told = ", ".join(f"{name} = {number:.6g}" for name, number in best.items() if number is not None)
-        super().__init__(
-            f"{compressor} cannot reach {wanted} on this scan; what comes nearest: {told}; {cure}"
-        )
+    def __init__(self, compressor: str, wanted: str, best: dict[str, float], cure: str) -> None:
+        had = ", ".join(f"{name} = {number:.6g}" for name, number in best.items())
+        nearest = f"; the nearest has {had}" if had else ""
+        super().__init__(f"{compressor} cannot reach {wanted} on this scan{nearest}: {cure}")
         self.compressor, self.wanted, self.best = compressor, wanted, best
 
 

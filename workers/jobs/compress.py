@@ -6,7 +6,7 @@ import math
 import time
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -212,7 +212,7 @@ def _plans(context: JobContext, parameters: CompressParameters) -> Checkpoints:
 def _refuse(made: Compressed, goal: Goal, quality: Quality) -> None:
     """Raise UnreachableQuality where the decoded file breaks what was promised."""
     if goal.kind != "ratio" and goal.excess(1.0, quality.psnr, quality.max_error) < 0:
-        best = {"psnr": finite_or_none(quality.psnr), "max_error": quality.max_error}
+        best = {"psnr": quality.psnr, "max_error": quality.max_error}
         raise UnreachableQuality(made.compressor, str(goal), best, "use another compressor")
 
 
@@ -221,7 +221,6 @@ def _result(
 ) -> CompressResult:
     written, source = made.written, context.stored
     stored, coded = written.stored, sum(written.level_bytes)
-    passes: list[dict[str, Any]] = [{**vars(one), "psnr": finite_or_none(one.psnr)} for one in made.passes]
     return CompressResult(
         volume_id=derived_id(context.job.id),
         volume_digest=stored.digest,
@@ -240,7 +239,7 @@ def _result(
         coded_bytes=coded,
         level_bytes=list(written.level_bytes),
         stored_bytes=stored.stored_bytes,
-        passes=[PassResult(**one) for one in passes],
+        passes=[PassResult(**vars(one)) for one in made.passes],
         sampled_tiles=made.sampled_tiles,
         tiles_coded=written.made,
         tiles_kept=written.kept,
