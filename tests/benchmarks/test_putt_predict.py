@@ -35,13 +35,18 @@ def uncompressed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(putt_predict, "squeezed", lambda source, ratio, folder: Small(source, 1.0, 99.0))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small", "uncompressed")
-def test_without_compression_nothing_changes(tmp_path: Path) -> None:
+def test_without_compression_no_answer_changes(tmp_path: Path) -> None:
     told = of_cohort(tmp_path / "cohort")["rows"]
     original, row = told["original"], told["20"]
     for key in ("feature_change", "centred_change", "answer_change"):
         assert row[key] == 0
     assert [row[key] for key in ("r2", "bytes")] == [original[key] for key in ("r2", "bytes")]
+
+
+@pytest.mark.usefixtures("small", "uncompressed")
+def test_without_compression_no_train_changes(tmp_path: Path) -> None:
     told = of_volume(stored(Held(body((20, 24, 22), 0)), tmp_path / "scan"), tmp_path)["rows"]
     original, row = told["original"], told["20"]
     assert row["feature_change"] == row["centred_change"] == 0
