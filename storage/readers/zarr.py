@@ -37,6 +37,7 @@ from storage.readers.zarr_metadata import (
 )
 
 SPACE_AXES = ("z", "y", "x")
+DERIVED = "a job ({}) made these voxels from another volume, perhaps with loss: no scanner measured them"
 
 
 class ZarrReader:
@@ -61,7 +62,7 @@ class ZarrReader:
             plan = plan_array(tree, limits)
             places = _places(plan)
             frames = _frames(plan, places)
-            warnings: list[str] = []
+            warnings = [] if plan.made_by is None else [DERIVED.format(plan.made_by)]
             grid = _grid(plan, places, warnings)
             check_size(grid.shape, frames.count if frames else 1, plan.dtype.itemsize, limits)
             metadata = {"zarr_format": plan.zarr_format, "ome_zarr": plan.ome_version}

@@ -44,6 +44,7 @@ MILLIMETRES = {
     "nanometer": 1e-6,
 }  # fmt: skip
 SECONDS = {"second": 1.0, "millisecond": 1e-3, "microsecond": 1e-6, "minute": 60.0, "hour": 3600.0}
+KIND = re.compile(r"[a-z][a-z_-]{0,39}")
 FRAME_AXES = {"t": "t", "time": "t", "c": "c", "channel": "c"}
 
 
@@ -61,7 +62,8 @@ class ArrayPlan:
 
     `chunks` is the grid of stored objects (shards where there are any). `scale` and `translation` belong to
     `axes`, both None where the store does not say. `affine` is a 4x4 from (x, y, z) to RAS+ mm in the store's
-    attributes (`affine_ras`, or this project's own).
+    attributes (`affine_ras`, or this project's own). `made_by` is the kind of the job that made the voxels,
+    where this project's attributes name one.
     """
 
     path: str
@@ -77,6 +79,7 @@ class ArrayPlan:
     translation: tuple[float, ...] | None
     affine: Any
     ome_version: str | None
+    made_by: str | None = None
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -196,6 +199,7 @@ class _Store:
             translation=translation,
             affine=_affine(root) or _affine(own),
             ome_version=str(image["version"]) if image.get("version") else None,
+            made_by=_made_by(root),
         )
 
 
@@ -349,3 +353,11 @@ def _affine(attributes: dict[str, Any]) -> Any:
     if isinstance(grid, dict) and grid.get("affine"):
         return grid["affine"]
     return attributes.get("affine_ras")
+
+
+def _made_by(attributes: dict[str, Any]) -> str | None:
+    """The kind of the job that made a volume of this project of another one."""
+    own = attributes.get("tomotrain")
+    derived = own.get("derived") if isinstance(own, dict) else None
+    kind = derived.get("kind") if isinstance(derived, dict) else None
+    return kind if isinstance(kind, str) and KIND.fullmatch(kind) else None
