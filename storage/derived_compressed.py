@@ -51,10 +51,12 @@ CACHE_BYTES = 64 << 20
 """Of decoded chunks of that level, while it is looked at."""
 FINEST_ACTIVITY = 8
 """Activity is looked for in the coarsest level whose voxels span no more of level 0's along each axis."""
-ENOUGH = {"ratio": 0.05, "psnr": 0.5, "bound": math.inf}
+ENOUGH = {"ratio": 0.1, "psnr": 0.5, "bound": math.inf}
 """An excess over the goal (in its logarithm, dB) that is not worth another pass."""
-MARGIN = {"ratio": 0.005, "psnr": 0.05, "bound": 0.05}
-"""What a sample is asked for beyond the goal; as much more with each pass."""
+MARGIN = {"ratio": 0.03, "psnr": 0.1, "bound": 0.1}
+"""What a sample is asked for beyond the goal at first: about the error of its estimates."""
+MORE = {"ratio": 0.005, "psnr": 0.03, "bound": 0.05}
+"""Likewise when it is known how far the sample was off, with each pass."""
 
 
 @dataclass(frozen=True)
@@ -250,9 +252,14 @@ class _Samples:
         return len(sample.tiles) == sum(self._count(level) for level in range(len(self.source.levels)))
 
     def estimate(
-        self, sample: Sample, scheme: Scheme, goal: Goal, known: list[Estimate] | None = None
+        self,
+        sample: Sample,
+        scheme: Scheme,
+        goal: Goal,
+        known: list[Estimate] | None = None,
+        start: float | None = None,
     ) -> Estimate:
-        """The estimate that meets the goal, or comes nearest."""
+        """The estimate that meets the goal, or comes nearest; the search begins with the setting `start`."""
         known = [] if known is None else known
         if scheme.scale is None:
             return estimated(sample, self._code(scheme.make(None)), None, self.each)
@@ -262,6 +269,7 @@ class _Samples:
             scheme.scale,
             goal,
             known=known,
+            start=start,
             tried=known.append,
             each=self.each,
         )
@@ -324,7 +332,7 @@ class _Samples:
     def _activity(
         self, number: int, places: list[tuple[int | None, tuple[slice, slice, slice]]]
     ) -> NDArray[np.float64]:
-        """The deviation of what a coarse level has where a tile is."""
+        """How rough a coarse level is where a tile is."""
         levels = self.source.levels
         looked = max(n for n, level in enumerate(levels) if n == 0 or max(level.factor) <= FINEST_ACTIVITY)
         if looked < number:
@@ -338,7 +346,7 @@ class _Samples:
                 for axis, r, n in zip(box, ratio, levels[looked].shape, strict=True)
             )
             self.report(Progress("sampling", row, len(places), "tiles"))
-            found[row] = reader.box(looked, frame, (z, y, x)).std(dtype=np.float64)
+            found[row] = _roughness(reader.box(looked, frame, (z, y, x)))
         return found
 
     def _index_bytes(self, level: Level) -> int:
@@ -364,6 +372,13 @@ COMPRESSED = putt(1.0)
 
 def _tiling(level: Level) -> Shape3:
     return COMPRESSED.tiling(level).chunk
+
+
+def _roughness(values: Array) -> float:
+    """The mean absolute difference of neighbours along all axes: bytes grow with it."""
+    exact = values.astype(np.float64)
+    sums = [float(np.abs(np.diff(exact, axis=axis)).sum()) for axis in range(3)]
+    return math.fsum(sums) / values.size
 
 
 # Passes over the whole
@@ -423,12 +438,13 @@ class _Run:
         sample = self.samples.full
         if scheme.scale is None and self.goal.kind == "bound":
             return None
-        aim = self.goal
-        if not self.samples.is_whole(sample):
-            aim = aim.moved(MARGIN[aim.kind] * (1 + len(passes)))
+        aim, start = self.goal, None
         if passes:
-            aim = aim.moved(self._told_too_well(scheme, known, passes[-1]))
-        found = self.samples.estimate(sample, scheme, aim, known)
+            aim = aim.moved(MORE[aim.kind] * len(passes) + self._told_too_well(scheme, known, passes[-1]))
+        elif not self.samples.is_whole(sample):
+            aim = aim.moved(MARGIN[aim.kind])
+            start = self.samples.estimate(self.samples.trial, scheme, aim).number
+        found = self.samples.estimate(sample, scheme, aim, known, start)
         if needed and aim.of(found) < 0 and self.goal.of(found) < 0:
             raise self._unreachable(scheme, found)
         return found.number

@@ -113,7 +113,7 @@ class Goal:
     @property
     def near(self) -> float:
         """An excess that ends the search."""
-        return 0.02 if self.kind == "psnr" else 0.005
+        return 0.03 if self.kind == "psnr" else 0.01
 
     def __str__(self) -> str:
         """In words."""
@@ -178,13 +178,15 @@ def searched(
     goal: Goal,
     *,
     known: Sequence[Estimate] = (),
+    start: float | None = None,
     tried: Callable[[Estimate], None] = lambda found: None,
     each: Each = map,
 ) -> Estimate:
     """The estimate that meets a goal and exceeds it least; where none meets it, that of the setting that
-    comes nearest. `known` are estimates of the same sample that were made before; `tried` is told of each.
+    comes nearest. `known` are estimates of the same sample that were made before; `tried` is told of each
+    new one. The search begins with the setting `start`, if there is one.
     """
-    search = _Search(sample, make, scale, goal, {found.number: found for found in known}, tried, each)
+    search = _Search(sample, make, scale, goal, {found.number: found for found in known}, start, tried, each)
     return search.run()
 
 
@@ -197,6 +199,7 @@ class _Search:
     scale: Setting
     goal: Goal
     known: dict[float | None, Estimate]
+    start: float | None
     tried: Callable[[Estimate], None]
     each: Each
 
@@ -228,9 +231,12 @@ class _Search:
 
     def _first(self) -> float:
         numbers = [number for number in self.known if number is not None]
-        if not numbers:
+        if numbers:
+            nearest = min(numbers, key=lambda number: abs(self.goal.of(self.known[number])))
+        elif self.start is not None:
+            nearest = self.start
+        else:
             return 0.5
-        nearest = min(numbers, key=lambda number: abs(self.goal.of(self.known[number])))
         return log(nearest / self.scale.finest) / log(self.scale.coarsest / self.scale.finest)
 
     def _at(self, share: float) -> Estimate:
