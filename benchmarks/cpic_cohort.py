@@ -16,6 +16,9 @@ Real cohorts say how far everything is ahead of the best simple regressor (of `B
 only after the test: that favours the simple one. A target of C-PIC's is met by a difference that is positive;
 whether that may be luck is told by its interval.
 
+`X, together` are the means of the answers of X with all of its seeds: what `cpic_ensemble` gives with seed 0
+and as many members, for no further training.
+
 `--only CASE,CASE` runs some cases. Two processes of one thread each share the cells of a case (one subject,
 one seed, one split), each cell in a process of its own, which is what its memory is counted of: above the
 start, all ways to read an encoder together. Times are of the processor. `torch._dynamo`, which optimisers
@@ -73,13 +76,14 @@ Cells = dict[str, dict[int, dict[int, tuple[Array, Facts]]]]
 @dataclass(frozen=True)
 class Case:
     """A cohort, how it is divided, and what is tried on it. `ahead` are pairs whose R2 are compared; in each
-    `BEST` stands for the best of `BASELINES`.
+    `BEST` stands for the best of `BASELINES`. The answers of all seeds of `together` are averaged too.
     """
 
     cohort: Source
     subjects: tuple[tuple[Subject, tuple[int, ...]], ...]
     targets: tuple[Target, ...] = ()
     ahead: tuple[tuple[str, str], ...] = ()
+    together: tuple[str, ...] = ()
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -192,6 +196,8 @@ VARIANTS = {
 }
 """Of the recipe, one thing changed at a time."""
 
+SUMMED = ("train_s", "fit_s", "predict_s", "parameters")
+"""Facts of which those of several trainings are a sum."""
 BASELINES = ("constant", "tabular", "voxel_ridge", "tt_ridge")
 BEST = "best simple"
 OWN_HEAD = "own_head_behind"
@@ -213,10 +219,14 @@ def asked_of_spread(allowance: float) -> tuple[Target, ...]:
     )
 
 
-def compared(*families: Family) -> tuple[tuple[str, str], ...]:
+def compared(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Ways to read encoders, and `auto`, against the best simple regressor and the given measures."""
-    names = [name for family in families for name in family.tells]
     return tuple((name, other) for other in (BEST, GIVEN.shown) for name in (*names, "auto"))
+
+
+def together(name: str) -> str:
+    """The name of the mean answer of all seeds."""
+    return f"{name}, together"
 
 
 def ahead_of(name: str, other: str) -> str:
@@ -234,11 +244,14 @@ def real_case(
 ) -> Case:
     """Simple regressors, given measures, encoders, and `auto`, compared."""
     automatic = () if auto is None else ((auto, ONE),)
+    names = [name for family in families for name in family.tells]
+    several = [name for family, seeds in families.items() if len(seeds) > 1 for name in family.tells]
     return Case(
         cohort,
         (*((each, ONE) for each in (*simple, GIVEN)), *families.items(), *automatic),
         () if auto is None else (Target(surely_behind("auto", BEST), 0.0),),
-        compared(*families),
+        compared([*names, *map(together, several)]),
+        tuple(several),
     )
 
 
@@ -339,13 +352,13 @@ def summary(case: Case, cohort: Cohort, splits: Splits, cells: Cells) -> dict[st
     rows = np.concatenate([cohort.inputs.rows_of(np.sort(test)) for _, test in splits])
     targets, patients = cohort.targets[rows], [cohort.row_patients[row] for row in rows]
     outputs = {shown: stacked(seeds) for shown, seeds in cells.items()}
+    facts = {shown: facts_of(seeds) for shown, seeds in cells.items()}
+    for name in case.together:
+        outputs[together(name)] = outputs[name].mean(axis=0, keepdims=True)
+        facts[together(name)] = of_all(facts[name])
     results = {
-        shown: {
-            **scores(outputs[shown], targets, patients),
-            **facts_of(seeds),
-            "answers": rounded(outputs[shown]),
-        }
-        for shown, seeds in cells.items()
+        shown: {**scores(told, targets, patients), **facts[shown], "answers": rounded(told)}
+        for shown, told in outputs.items()
     }
     differences = dict(compare(case, outputs, targets, patients))
     return {
@@ -384,6 +397,13 @@ def facts_of(seeds: Mapping[int, Mapping[int, tuple[Array, Facts]]]) -> Facts:
         else:
             told[key] = float(np.mean([facts[key] for facts in cells]))
     return told
+
+
+def of_all(facts: Facts) -> Facts:
+    """What all seeds take together: of one prediction too."""
+    seeds = int(facts["seeds"])
+    summed = {key: seeds * facts[key] for key in SUMMED if key in facts}
+    return {**{key: facts[key] for key in ("memory_mib", "voxels") if key in facts}, **summed, "seeds": 1}
 
 
 def compare(

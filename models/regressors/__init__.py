@@ -1,7 +1,8 @@
 """Regressors: recipes that make a model of a cohort. A new one is a file here and a line in `REGRESSORS`.
 
 - What all are: `base`; their settings: `settings`; the memory they take: `memory`, `encoder_memory`.
-- Recipes: `constant`, `tabular`, `voxel_ridge`, `tt_ridge`, `tt_mlp`, `random_voxels`, `cpic`, `resnet3d`.
+- Recipes: `constant`, `tabular`, `voxel_ridge`, `tt_ridge`, `tt_mlp`, `random_voxels`, `cpic`,
+  `cpic_ensemble`, `resnet3d`.
 - Models that recipes share: `linear_model`, `network_model`, `cpic_model`.
 - What reads scans: `blocks`, `dense` (every voxel); `readouts`, `trains`, `guides`, `distances` (a few).
 - What is trained by descent: `neural`, `resnet`; encoders in `encoders`, by the recipe of `encoder_training`.
@@ -10,6 +11,7 @@
 from models.regressors.base import Regressor
 from models.regressors.constant import Constant
 from models.regressors.cpic import Cpic
+from models.regressors.cpic_ensemble import CpicEnsemble
 from models.regressors.random_voxels import RandomVoxelsRegressor
 from models.regressors.resnet3d import ResNet3d
 from models.regressors.tabular import Tabular
@@ -25,6 +27,7 @@ REGRESSORS: dict[str, type[Regressor]] = {
     "tt_mlp": TtMlp,
     "random_voxels": RandomVoxelsRegressor,
     "cpic": Cpic,
+    "cpic_ensemble": CpicEnsemble,
     "resnet3d": ResNet3d,
 }
 """By name, from simple to complex: of two that cannot be told apart `auto` takes the former."""

@@ -12,7 +12,7 @@ from models.cpic.encoder import KERNEL, LearnedCpic
 from models.cpic.encoding import ENCODE_BATCH, FETCH_BYTES
 from models.regressors.base import Extent
 from models.regressors.encoders import CHUNK, EncoderConfig, ProjectionConfig
-from models.regressors.memory import FLOAT64, head_bytes, look_bytes, slab_bytes, trains_bytes
+from models.regressors.memory import FLOAT64, head_bytes, look_bytes, slab_bytes, train_bytes, trains_bytes
 from models.regressors.readouts import FibreReadoutConfig, VoxelReadoutConfig
 
 GRAPH_COPIES, SCRATCH_COPIES = 4, 2
@@ -59,6 +59,13 @@ class EncoderMemory:
         moments = max(self.readout.poolings) ** 3
         kept = FLOAT64 * self.readout.count * (VOXEL_COPIES * encoder.features + WEIGHT_COPIES * moments)
         return RUNTIME_BYTES + 2 * FETCH_BYTES + cubes + kept
+
+    def kept_bytes(self, extent: Extent) -> int:
+        """What a trained model is: its anchors, beside which all else is small."""
+        if not isinstance(self.readout, FibreReadoutConfig):
+            return 0
+        one = train_bytes(extent, self._encoder(extent).features, self.readout.fibres)
+        return min(self.readout.anchors, extent.scans) * one
 
     @property
     def _counts(self) -> tuple[int, ...]:

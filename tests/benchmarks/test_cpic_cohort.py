@@ -28,7 +28,18 @@ from benchmarks.cohorts.subjects import (
     PaperForm,
     Simple,
 )
-from benchmarks.cpic_cohort import BEST, CASES, Case, Real, ahead_of, compare, keys_of, surely_behind, tried
+from benchmarks.cpic_cohort import (
+    BEST,
+    CASES,
+    Case,
+    Real,
+    ahead_of,
+    compare,
+    keys_of,
+    surely_behind,
+    together,
+    tried,
+)
 from benchmarks.targets import Target, judged
 from models.cpic.fibres import FibreConfig
 from models.cpic.projection import Basis
@@ -176,6 +187,7 @@ def test_every_target_is_about_something_that_is_measured(name):
     }
     told = {tell for subject, _ in case.subjects if isinstance(subject, Family) for tell in subject.tells}
     blocks = {f"{tell} {block}" for tell in told for block in ("moments 2", "principal 10")}
+    told |= {together(each) for each in case.together}
     others = {"auto"} if any(isinstance(subject, Auto) for subject, _ in case.subjects) else set()
     known = {f"{each} r2" for each in simple | told | blocks | others} | {"own_head_behind"}
     known |= {key for pair in case.ahead for key in (ahead_of(*pair), surely_behind(*pair))}
@@ -225,17 +237,21 @@ def test_a_case_is_tried_from_end_to_end(made):
         (Family(TINY, FEW_VOXELS, trains=("cpic",)), (0, 1)),
     )
     wanted = (Target("cpic r2", 0.9, at_least=True), Target("own_head_behind", 0.03))
-    case = Case(Ready(made), tried_on, wanted, (("cpic", BEST),))
+    case = Case(Ready(made), tried_on, wanted, (("cpic", BEST), ("cpic, together", BEST)), ("cpic",))
     told = tried(case)
     json.dumps(told, allow_nan=False)
     assert (told["rows"], told["splits"]) == (4, 1)
     names = ["constant", "voxel_ridge", "intensities", "random_voxels", "cpic", "cpic principal 10"]
-    assert list(told["regressors"]) == [*names, "cpic moments 2", "cpic own head"]
+    assert list(told["regressors"]) == [*names, "cpic moments 2", "cpic own head", "cpic, together"]
     row = told["regressors"]["cpic"]
     assert (row["seeds"], len(row["answers"]), len(row["r2"]["seeds"])) == (2, 2, 2)
     assert row["epoch_s"] > 0
     assert row["memory_mib"] > 0
     assert row["histories"]["pooled"]["losses"]
+    whole = told["regressors"]["cpic, together"]
+    assert whole["answers"][0] == pytest.approx(np.mean(row["answers"], axis=0), abs=1e-6)
+    assert (whole["seeds"], whole["train_s"]) == (1, pytest.approx(2 * row["train_s"]))
+    assert "cpic, together minus best simple r2" in told["differences"]
     assert "epoch_s" not in told["regressors"]["constant"]
     assert [target["key"] for target in told["targets"]] == ["cpic r2", "own_head_behind"]
     text = io.StringIO()

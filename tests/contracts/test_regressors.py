@@ -26,6 +26,12 @@ CPU = torch.device("cpu")
 SHAPE = (8, 8, 10)
 TRAINS = {"count": 3, "anchors": 8, "fibres": {"layout": "tt", "rank": 2}}
 DESCENT = {"encoder": {"hidden": [2], "features": 2}, "starts": 1, "steps": 2, "batch": 4, "voxels": 30}
+CPIC: dict[str, Any] = {
+    **DESCENT,
+    "projected_steps": 2,
+    "projection": TRAINS,
+    "readout": {"fibres": TRAINS["fibres"], "counts": [3], "poolings": [1]},
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "constant": {},
     "tabular": {},
@@ -33,12 +39,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "tt_ridge": {"trains": TRAINS},
     "tt_mlp": {"trains": TRAINS, "training": {"epochs": 4, "batch": 4, "checkpoint_steps": 1}},
     "random_voxels": {**DESCENT, "readout": {"count": 60, "strata": 2, "poolings": [1, 2]}},
-    "cpic": {
-        **DESCENT,
-        "projected_steps": 2,
-        "projection": TRAINS,
-        "readout": {"fibres": TRAINS["fibres"], "counts": [3], "poolings": [1]},
-    },
+    "cpic": CPIC,
+    "cpic_ensemble": {"members": 2, "cpic": {**CPIC, "projected_steps": 0}},
     "resnet3d": {
         "width": 1,
         "depth": 10,

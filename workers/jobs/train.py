@@ -40,8 +40,8 @@ from workers.schemas import choices, pointer
 from workers.trials import Terms, Trial, learning_of
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.csv"
-SLOW = ("tt_mlp", "resnet3d")
-"""Networks that take far longer than the others on a CPU: `auto` tries them where they are named."""
+SLOW = ("tt_mlp", "cpic_ensemble", "resnet3d")
+"""What takes far longer than the others on a CPU: `auto` tries it where it is named."""
 ENCODERS, ENCODER_PATIENTS = ("random_voxels", "cpic"), 50
 """Recipes that train an encoder, and the fewest patients with whom `auto` tries them unasked."""
 DEFAULTS: dict[str, Any] = {name: settings_of(kind.from_settings({})) for name, kind in REGRESSORS.items()}
@@ -68,7 +68,7 @@ class TrainParameters(Parameters):
     candidates: list[str] | None = Field(
         None,
         json_schema_extra={"items": {"type": "string", **choices(REGRESSORS)}},
-        description=f"what auto chooses among; null: all but {' and '.join(SLOW)}, and with fewer than "
+        description=f"what auto chooses among; null: all but {', '.join(SLOW)}, and with fewer than "
         f"{ENCODER_PATIENTS} patients none that trains an encoder",
     )
     settings: dict[str, Any] = Field(
