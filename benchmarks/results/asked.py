@@ -41,7 +41,7 @@ class Answered:
 
 def asked() -> Asked:
     """As the benchmarks declare it today."""
-    from benchmarks import cpic_cohort, cpic_predict, cpic_train, intervals
+    from benchmarks import cpic_cohort, cpic_predict, cpic_train, intervals, putt_bound, putt_rate
     from benchmarks.cohorts import controls
 
     others = {
@@ -49,6 +49,8 @@ def asked() -> Asked:
         "cpic_predict": cpic_predict.TARGETS,
         "cpic_train": (),
         CONTROLS: controls.TARGETS,
+        "putt_rate": putt_rate.TARGETS,
+        "putt_bound": putt_bound.TARGETS,
     }
     cases = cpic_cohort.CASES
     return Asked(

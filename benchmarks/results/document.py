@@ -8,12 +8,15 @@ from benchmarks.results import words
 from benchmarks.results.asked import CONTROLS, Asked, answers, is_stale
 from benchmarks.results.runs import PICTURE, Run, Runs, command
 from benchmarks.results.tables import (
+    bounds,
     by_size,
     chosen,
     controls,
     coverage,
     differences,
+    rates,
     regressors,
+    shares,
     shipped,
     targets,
 )
@@ -50,6 +53,12 @@ def document(runs: Runs, asked: Asked, figures: Collection[str]) -> str:
         "## Time and memory of a training step",
         words.TRAIN,
         *_other(runs, asked, "cpic_train", figures),
+        "## Rates of compressed scans",
+        words.RATES,
+        *_other(runs, asked, "putt_rate", figures),
+        "## Bounds on every voxel",
+        words.BOUNDS,
+        *_other(runs, asked, "putt_bound", figures),
         "## Learning curves",
         *(_figure("curves.svg", words.CURVES, figures) or [words.NO_CURVES]),
         "## Where an answer comes from",
@@ -125,6 +134,11 @@ def _other(runs: Runs, asked: Asked, name: str, figures: Collection[str]) -> Ite
         yield rows
     if "sizes" in run.told:
         yield by_size(run.told["sizes"])
+    if name == "putt_rate":
+        yield rates(run.told)
+        yield shares(run.told["scans"], [each["key"] for each in run.told["targets"]])
+    if name == "putt_bound":
+        yield bounds(run.told["scans"])
     yield from _figure(f"{name}.svg", "", figures)
 
 

@@ -50,6 +50,10 @@ def draw(runs: Runs, folder: Path) -> set[str]:
         figures["cpic_predict.svg"] = partial(time_and_memory, run.told["sizes"])
     if (covered := runs.others.get("intervals")) is not None:
         figures["intervals.svg"] = partial(coverage, covered.told)
+    if (rated := runs.others.get("putt_rate")) is not None:
+        figures["putt_rate.svg"] = partial(rates, rated.told["scans"])
+    if (bound := runs.others.get("putt_bound")) is not None:
+        figures["putt_bound.svg"] = partial(bounds, bound.told["scans"])
     if told := dict(histories(runs)):
         figures["curves.svg"] = partial(curves, told)
     with mpl.rc_context(STYLE):
@@ -189,6 +193,59 @@ def coverage(told: Told) -> Figure:
     axes.set_ylabel("empirical coverage")
     _legend(figure)
     return figure
+
+
+def rates(scans: Told) -> Figure:
+    """PSNR against ratio, a panel for each scan; the best that loses nothing is a vertical line."""
+    names = list(dict.fromkeys(name for scan in scans.values() for name in scan["compressors"]))
+    lossy = [name for name in names if any(_lossy(scan, name) for scan in scans.values())]
+    figure, panels = _panels(len(scans), 2.5)
+    for axes, (name, scan) in zip(panels, scans.items(), strict=True):
+        for who, colour in zip(lossy, COLOURS, strict=False):
+            files = _lossy(scan, who)
+            axes.plot([ratio for ratio, _ in files], [psnr for _, psnr in files], ".-", color=colour)
+        if scan["lossless"]:
+            axes.axvline(max(scan["lossless"].values()), color="#666666", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_title(f"{name}, {scan['dtype']}", fontsize=9)
+        axes.set_ylabel("PSNR, dB")
+    panels[-1].set_xlabel("source bytes for each stored byte")
+    for who, colour in zip(lossy, COLOURS, strict=False):
+        panels[0].plot([], [], ".-", color=colour, label=who)
+    _legend(figure)
+    return figure
+
+
+def _lossy(scan: Told, name: str) -> list[tuple[float, float]]:
+    """Files from 3:1 on; none of a compressor that did not take part, or loses nothing."""
+    files = scan["compressors"].get(name, {"files": ()})["files"]
+    return [(ratio, psnr) for ratio, psnr in files if psnr is not None and 3 <= ratio <= 130]
+
+
+def bounds(scans: Told) -> Figure:
+    """Ratio against the bound, filled, and the best lossless compressor's, hollow."""
+    figure, axes = _figure(6.6, 3.4)
+    for (name, scan), colour in zip(scans.items(), COLOURS * 2, strict=False):
+        deltas = [int(delta) for delta in scan["bounds"]]
+        rows = list(scan["bounds"].values())
+        plain = [row["ratio"] * row["bytes"] / row["plain_bytes"] for row in rows]
+        axes.plot(deltas, [row["ratio"] for row in rows], "o-", color=colour, label=name)
+        axes.plot(deltas, plain, "o", color=colour, markerfacecolor="none", markersize=8)
+    axes.set_yscale("log")
+    axes.set_xlabel("largest error of a voxel")
+    axes.set_ylabel("source bytes for each stored byte")
+    _legend(figure)
+    return figure
+
+
+def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """So many, in two columns."""
+    rows = -(-count // 2)
+    figure = Figure(figsize=(7.2, 0.6 + height * rows), layout="constrained")
+    grid = figure.subplots(rows, 2, squeeze=False).ravel().tolist()
+    for unused in grid[count:]:
+        unused.set_axis_off()
+    return figure, grid[:count]
 
 
 def _covered(rows: Sequence[Told], shift: float) -> tuple[list[float], list[float]]:

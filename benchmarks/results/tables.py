@@ -103,6 +103,46 @@ def coverage(cohorts: Sequence[Told]) -> str:
     return table(headings, rows)
 
 
+def rates(told: Told) -> str:
+    """PSNR at each ratio, by scan and compressor; of those that lose nothing, their ratio."""
+    ratios = [str(ratio) for ratio in told["ratios"]]
+    rows = []
+    for name, scan in told["scans"].items():
+        for who, row in scan["compressors"].items():
+            psnrs = [row["psnr_at"][ratio] for ratio in ratios]
+            cells = ["" if psnr is None else f"{psnr:.2f}" for psnr in psnrs]
+            exact = scan["lossless"].get(who)
+            times = [f"{row[key]:.2f}" for key in ("encode_s", "decode_s")]
+            rows.append([name, who, *cells, "" if exact is None else f"{exact:.2f}", *times])
+    headings = [*(f"{ratio}:1" for ratio in ratios), "without loss", "encoding, s", "decoding, s"]
+    return table(["scan", "compressor", *headings], rows)
+
+
+def shares(scans: Told, keys: Sequence[str]) -> str:
+    """Figures of each scan, and who wrote the best file."""
+    rows = []
+    for name, scan in scans.items():
+        auto = scan.get("auto")
+        chose = "" if auto is None else f"{auto['chose']} ({number(auto['psnr'])} dB)"
+        rows.append([name, *(_fact(scan.get(key)) for key in keys), chose])
+    return table(["scan", *keys, "auto chose"], rows)
+
+
+def bounds(scans: Told) -> str:
+    """Ratios with each bound, and sizes over the best plain compressor's."""
+    deltas = list(dict.fromkeys(delta for scan in scans.values() for delta in scan["bounds"]))
+    rows = []
+    for name, scan in scans.items():
+        of = scan["bounds"]
+        ratios = [f"{of[delta]['ratio']:.3g}" if delta in of else "" for delta in deltas]
+        over = max(row["bytes"] / row["plain_bytes"] for row in of.values())
+        beyond = sum(row["beyond"] for row in of.values())
+        best = ", ".join(dict.fromkeys(row["plain"] for row in of.values()))
+        rows.append([name, *ratios, f"{over:.4f}", f"{beyond:,}", best])
+    headings = [f"ratio, {delta}" for delta in deltas]
+    return table(["scan", *headings, "size over best, worst", "voxels beyond", "best plain"], rows)
+
+
 def shipped(told: Told) -> str:
     """Coverage and width by level of the intervals that `train` makes; empty where there are none."""
     rows = []

@@ -161,7 +161,17 @@ def _tucker_ranks(A: Float64, tolerance: float) -> list[int]:
         unfolded = np.moveaxis(A, axis, 0).reshape(A.shape[axis], -1)
         energies = np.linalg.eigvalsh(unfolded @ unfolded.T)[::-1]
         ranks.append(_kept(np.maximum(energies, 0), left_out))
-    return [max(1, rank) for rank in ranks] if any(ranks) else ranks
+    return _mutual([max(1, rank) for rank in ranks]) if any(ranks) else ranks
+
+
+def _mutual(ranks: list[int]) -> list[int]:
+    """Each at most the product of the others: an unfolding of the core has no more directions."""
+    size = prod(ranks)
+    for axis, rank in enumerate(ranks):
+        if rank * rank > size:
+            ranks = [*ranks[:axis], size // rank, *ranks[axis + 1 :]]
+            size = prod(ranks)
+    return ranks
 
 
 def _kept(energies: Float64, left_out: float) -> int:
