@@ -30,6 +30,10 @@ class Window:
     box: Box
     weights: tuple[Float64, Float64, Float64]
 
+    def part(self, box: Box) -> Box:
+        """What it shares with a box, its places counted from the box's first voxel."""
+        return within(shared(box, self.box), box)
+
     def weight(self, box: Box) -> Float64:
         """Of the voxels of a box that it shares with the window."""
         z, y, x = (

@@ -15,14 +15,22 @@ from numpy.typing import NDArray
 from support.scans import upload
 
 from storage.catalogue import Catalogue
-from storage.jobs import Job, JobState
+from storage.derived import Box
+from storage.errors import JobCancelled, StorageFull
+from storage.ids import derived_id
+from storage.jobs import Job, JobState, Progress
+from storage.records import VolumeState
 from storage.volume import Volume
 from workers.jobs import KINDS
+from workers.jobs.complete import Completing
+from workers.jobs.denoise import Denoising
+from workers.lease import Lease
 from workers.runner import Runner
 from workers.windows import Windows, within
 
 Array = NDArray[Any]
-SHAPE = (72, 52, 44)
+PHASES = {"denoise": "denoising", "complete": "completing"}
+SHAPE = (72, 40, 34)
 """(z, y, x), of several windows along each axis, none of them a multiple, and of two shards along z."""
 
 
@@ -167,3 +175,182 @@ def test_integers_of_any_shape_stay_integers(bench: Bench, shape: tuple[int, int
     if result["sigma"] > 0 and max(shape) > 7:
         assert rms(found - phantom(shape)) < rms(voxels - phantom(shape))
     assert result["changed"] == pytest.approx(np.mean(found != voxels))
+
+
+def test_what_gives_nothing_to_denoise_is_left_as_it_is(bench: Bench) -> None:
+    flat = np.full((20, 18, 17), 7.5, np.float32)
+    result = bench.result("denoise", bench.taken_in(flat), sigma=2.0)
+    np.testing.assert_array_equal(bench.voxels(result["volume_id"]), flat)
+    assert (result["changed"], result["noise"]["median"]) == (0, None)
+    voxels = phantom((20, 18, 17))
+    exact = bench.result("denoise", bench.taken_in(voxels), sigma=0)
+    np.testing.assert_array_equal(bench.voxels(exact["volume_id"]), voxels)
+
+
+def test_denoising_keeps_gaps_and_what_stands_in_for_them(bench: Bench) -> None:
+    voxels = phantom((24, 20, 22)) + normal((24, 20, 22), 25.0) + 1000
+    voxels[5:9, 3:8, 4:10] = np.nan
+    scan = bench.taken_in(voxels)
+    result = bench.result("denoise", scan)
+    assert result["sigma"] == pytest.approx(25, rel=0.15)
+    gaps, before = np.isnan(voxels), bench.voxels(scan)
+    made = bench.volume(result["volume_id"])
+    kept = made.gaps()
+    assert kept is not None
+    np.testing.assert_array_equal(kept.box((0, 0, 0), voxels.shape), gaps)
+    np.testing.assert_array_equal(bench.voxels(result["volume_id"])[gaps], before[gaps])
+    assert made.stored.statistics.replaced == gaps.sum()
+
+
+def punched(kind: str) -> tuple[Array, Array, Array]:
+    """The phantom, the same with gaps as NaN, and where they are."""
+    truth = phantom() + 100
+    gaps = np.zeros(SHAPE, bool)
+    if kind == "half":
+        gaps = np.random.default_rng(1).random(SHAPE) < 0.5
+    else:
+        gaps[20:34, 12:26, 10:24] = True
+    return truth, np.where(gaps, np.float32(np.nan), truth), gaps
+
+
+@pytest.mark.parametrize(("kind", "least_db"), [("half", 40), ("block", 15)])
+def test_a_scan_with_nan_becomes_a_whole_one(bench: Bench, kind: str, least_db: float) -> None:
+    truth, voxels, gaps = punched(kind)
+    scan = bench.taken_in(voxels)
+    result = bench.result("complete", scan, tile=32)
+    made = bench.volume(result["volume_id"])
+    found = bench.voxels(result["volume_id"])
+    np.testing.assert_array_equal(found[~gaps], truth[~gaps])
+    by_mean = truth[~gaps].mean() - truth[gaps]
+    assert gain_db(by_mean, found[gaps] - truth[gaps]) > least_db
+    assert (result["gaps"], result["share"]) == (gaps.sum(), pytest.approx(gaps.mean()))
+    assert made.gaps() is None
+    assert made.stored.statistics.replaced == 0
+    assert made.stored.derived is not None
+    assert (made.stored.derived.volume_id, made.stored.derived.kind) == (scan, "complete")
+    assert result["scattered"]["voxels"] > 30
+    if kind == "half":
+        error = rms(found[gaps] - truth[gaps])
+        assert 0.5 * error < result["scattered"]["rmse"] < 2 * error
+        assert result["blocks"]["rmse"] > error
+
+
+def test_a_mask_says_what_was_observed(bench: Bench) -> None:
+    shape = (2, 24, 28, 26)
+    truth = np.stack([phantom(shape[1:]), 2000 - phantom(shape[1:])])
+    whole = np.rint(truth).astype(np.int16)
+    mask = (np.random.default_rng(2).random(shape[1:]) < 0.6).astype(np.uint8)
+    scan, observed = bench.taken_in(whole), bench.taken_in(mask)
+    result = bench.result("complete", scan, mask_volume_id=observed)
+    found = bench.voxels(result["volume_id"])
+    assert found.dtype == whole.dtype
+    gaps = np.broadcast_to(mask == 0, shape)
+    np.testing.assert_array_equal(found[~gaps], whole[~gaps])
+    for frame in range(2):
+        errors = (found[frame] - truth[frame])[gaps[frame]]
+        by_mean = (whole[frame] - whole[frame].mean())[gaps[frame]]
+        assert gain_db(by_mean, errors) > 20
+    again = bench.result("complete", scan, mask_volume_id=observed)
+    assert again["volume_digest"] == result["volume_digest"]
+
+
+def test_a_gap_wider_than_windows_is_filled_from_afar(bench: Bench) -> None:
+    """And nothing that is filled lies beyond what was observed."""
+    truth = phantom()
+    voxels = truth.copy()
+    voxels[:60] = np.nan
+    result = bench.result("complete", bench.taken_in(voxels), tile=16)
+    found = bench.voxels(result["volume_id"])
+    assert result["windows"]["overview"] > 0
+    assert np.isfinite(found).all()
+    assert truth[60:].min() <= found.min() <= found.max() <= truth[60:].max()
+
+
+@pytest.mark.parametrize(("shape", "least_db"), [((1, 40, 44), 15), ((3, 1, 50), 3)])
+def test_thin_volumes_are_completed(bench: Bench, shape: tuple[int, int, int], least_db: float) -> None:
+    truth = phantom(shape)
+    voxels, gaps = truth.copy(), np.random.default_rng(3).random(shape) < 0.2
+    voxels[gaps] = np.nan
+    found = bench.voxels(bench.result("complete", bench.taken_in(voxels))["volume_id"])
+    np.testing.assert_array_equal(found[~gaps], truth[~gaps])
+    assert gain_db((truth - truth.mean())[gaps], (found - truth)[gaps]) > least_db
+
+
+def test_what_cannot_be_completed_is_told_with_the_cure(bench: Bench) -> None:
+    scan = bench.taken_in(phantom((8, 9, 10)))
+    nothing = bench.error("complete", scan)
+    assert nothing["code"] == "invalid-parameters"
+    assert "there are no gaps, every voxel of the scan was finite: name a volume" in nothing["detail"]
+    other = bench.taken_in(np.ones((8, 9, 11), np.uint8))
+    assert "its shape is (8, 9, 11)" in bench.error("complete", scan, mask_volume_id=other)["detail"]
+    empty = bench.taken_in(np.zeros((8, 9, 10), np.uint8))
+    assert (
+        "no voxel of the volume was observed" in bench.error("complete", scan, mask_volume_id=empty)["detail"]
+    )
+    assert bench.error("complete", scan, mask_volume_id="vol_none")["code"] == "volume-not-found"
+    wrong = bench.error("denoise", scan, tile=16, overlap=13)
+    assert (wrong["code"], wrong["problems"][0][0]) == ("invalid-parameters", "/overlap")
+
+
+def test_damage_closes_the_volume_that_has_it(bench: Bench) -> None:
+    scan, observed = (bench.taken_in(v) for v in (phantom((8, 9, 10)), np.ones((8, 9, 10), np.uint8)))
+    store = bench.root / str(bench.catalogue.volume(observed).store)
+    shard = next(path for path in (store / "0" / "c").rglob("*") if path.is_file())
+    shard.write_bytes(shard.read_bytes()[:-9] + bytes(9))
+    assert bench.error("complete", scan, mask_volume_id=observed)["code"] == "corrupt-volume"
+    assert bench.catalogue.volume(observed).state is VolumeState.QUARANTINED
+    assert bench.catalogue.volume(scan).state is VolumeState.READY
+
+
+@pytest.mark.parametrize("kind", ["denoise", "complete"])
+def test_an_attempt_goes_on_where_the_last_one_ended(
+    bench: Bench, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker dies after the first shard; another makes the rest only, and the same volume and numbers."""
+    voxels = phantom() + normal(SHAPE, 25.0)
+    if kind == "complete":
+        voxels[[10, 11, 67], 8:12, 9:14] = np.nan
+    scan = bench.taken_in(voxels)
+    parameters = {"tile": 32, "overlap": 0} if kind == "denoise" else {"tile": 16}
+    undisturbed = bench.result(kind, scan, **parameters)
+    boxes: list[Box] = []
+    restorer: Any = Denoising if kind == "denoise" else Completing
+    make = restorer.__call__
+
+    def dying(self: Any, frame: int | None, box: Box) -> Any:
+        boxes.append(box)
+        if len(boxes) == 2:
+            raise StorageFull("no room")
+        return make(self, frame, box)
+
+    job = bench.catalogue.submit(kind, parameters, volume_id=scan)
+    monkeypatch.setattr(restorer, "__call__", dying)
+    assert bench.runner.run(job.id).state is JobState.QUEUED  # type: ignore[union-attr]
+    ended = bench.runner.run(job.id)
+    assert ended is not None
+    assert ended.attempt == 2
+    assert ended.result is not None, ended.error
+    assert [box[0].start for box in boxes] == [0, 64, 64]
+    own = {"volume_id", "seconds", "peak_memory_bytes"}
+    assert {name: told for name, told in ended.result.items() if name not in own} == {
+        name: told for name, told in undisturbed.items() if name not in own
+    }
+
+
+@pytest.mark.parametrize("kind", ["denoise", "complete"])
+def test_a_job_is_cancelled_between_windows(bench: Bench, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan, told = bench.taken_in(punched("half")[1]), []
+    job = bench.catalogue.submit(kind, {"tile": 16}, volume_id=scan)
+
+    def report(lease: Lease, progress: Progress) -> None:
+        told.append(progress.phase)
+        if told.count(PHASES[kind]) == 30:
+            bench.catalogue.request_cancel(job.id)
+            raise JobCancelled(job.id)
+
+    monkeypatch.setattr(Lease, "report", report)
+    ended = bench.runner.run(job.id)
+    assert ended is not None
+    assert ended.state is JobState.CANCELLED
+    assert told.count(PHASES[kind]) == 30
+    assert not (bench.root / "volumes" / derived_id(job.id)).exists()

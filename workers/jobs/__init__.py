@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from workers.jobs.base import AnyKind
+from workers.jobs.complete import Complete
 from workers.jobs.compress import Compress
 from workers.jobs.decompress import Decompress
 from workers.jobs.denoise import Denoise
@@ -20,6 +21,7 @@ KINDS: tuple[AnyKind, ...] = (
     Predict(),
     Evaluate(),
     Denoise(),
+    Complete(),
     Export(),
     Compress(),
     Decompress(),

@@ -35,9 +35,11 @@ from workers.jobs.restoring import (
     Numbers,
     Phase,
     filled_box,
+    frames_of,
     restored,
     restored_windows,
     restoring_bytes,
+    shortened,
 )
 from workers.memory import peak_bytes
 from workers.packages import versions
@@ -146,7 +148,7 @@ class Denoise(Kind[DenoiseParameters]):
             source = Boxes(context.volume_record, volume, cache_bytes(context))
             estimates = _estimates(context, volume.stored, source)
             sigmas = _sigmas(parameters, estimates)
-            denoising = _Denoising(context, volume, source, sigmas, parameters, threads)
+            denoising = Denoising(context, volume, source, sigmas, parameters, threads)
             made, told = restored(
                 context,
                 volume,
@@ -177,7 +179,7 @@ class Denoise(Kind[DenoiseParameters]):
         return Outcome(result, derived=made)
 
 
-class _Denoising:
+class Denoising:
     """Gives boxes without noise."""
 
     def __init__(
@@ -259,8 +261,8 @@ def _noise(values: Array, gaps: Bools) -> float:
 
 def _estimates(context: JobContext, stored: StoredVolume, source: Boxes) -> list[list[float]]:
     """Of each channel, or of the whole volume: what its tiles tell of the noise."""
-    shape, frames = stored.grid.shape, _frames(stored)
-    tiles = Windows.over(shape, _shortened(shape, ESTIMATE_SIDE))
+    shape, frames = stored.grid.shape, frames_of(stored)
+    tiles = Windows.over(shape, shortened(shape, ESTIMATE_SIDE))
     total = len(tiles) * len(frames)
     chosen = np.unique(np.linspace(0, total - 1, min(total, MOST_ESTIMATES)).astype(np.int64)).tolist()
     found: list[list[float]] = [[] for _ in range(len(frames) if stored.axes[0] == "c" else 1)]
@@ -285,18 +287,9 @@ def _told(estimates: Array) -> NoiseEstimates:
     return NoiseEstimates(tiles=len(estimates), low=low, median=median, high=high)
 
 
-def _frames(stored: StoredVolume) -> list[Frame]:
-    return [None] if len(stored.array_shape) == 3 else list(range(stored.array_shape[0]))
-
-
 def _sides(shape: Shape, tile: int) -> Shape:
     """Powers of two: nothing has to be made up beyond the volume's faces."""
     z, y, x = (min(tile, 1 << length.bit_length() - 1) for length in shape)
-    return z, y, x
-
-
-def _shortened(shape: Shape, side: int) -> Shape:
-    z, y, x = (min(side, length) for length in shape)
     return z, y, x
 
 

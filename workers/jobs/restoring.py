@@ -30,7 +30,7 @@ from storage.errors import CorruptVolume
 from storage.gaps import Gaps
 from storage.jobs import Progress
 from storage.layout import VIEWING
-from storage.records import Derivation, DerivedVolume, VolumeRecord
+from storage.records import Derivation, DerivedVolume, StoredVolume, VolumeRecord
 from storage.volume import Volume
 from workers.context import JobContext
 from workers.jobs.compress import drafts_of, place_of
@@ -47,7 +47,7 @@ Numbers = Mapping[str, float]
 """What is told of a box; each is a sum or a count, to be added up over all boxes."""
 Restore = Callable[[Frame, Box], tuple[Array, Numbers]]
 R = TypeVar("R")
-WORKING = 24
+WORKING = 40
 """So many float64 arrays of a window's size its restoring holds at once, at most."""
 AHEAD = 4
 """So many windows for each thread are restored, and wait for their turn."""
@@ -225,3 +225,14 @@ def filled_box(values: Float64, observed: Bools, device: str) -> Float64:
     part = tuple(slice(n) for n in values.shape)
     cube[part], mask[part] = torch.from_numpy(values), torch.from_numpy(observed).double()
     return filled(cube.to(device), mask.to(device))[part].cpu().numpy()
+
+
+def frames_of(stored: StoredVolume) -> list[Frame]:
+    """The frames of a volume, each to be restored by itself."""
+    return [None] if len(stored.array_shape) == 3 else list(range(stored.array_shape[0]))
+
+
+def shortened(shape: Shape, side: int) -> Shape:
+    """Sides of a window, no longer than the axes."""
+    z, y, x = (min(side, length) for length in shape)
+    return z, y, x
