@@ -159,7 +159,8 @@ def squeezed(source: Volume, ratio: float, folder: Path) -> Small:
     facts = made.written.publish(folder / "volume")
     kept = next(one for one in made.passes if one.number in made.setting.values())
     achieved = source.stored.voxel_bytes / sum(made.written.level_bytes)
-    return Small(Volume.open(folder / "volume", facts.digest), achieved, kept.psnr)
+    psnr = float("inf") if kept.psnr is None else kept.psnr
+    return Small(Volume.open(folder / "volume", facts.digest), achieved, psnr)
 
 
 # A cohort
