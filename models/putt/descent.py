@@ -5,7 +5,9 @@ All entries are made at once, met in the middle: with m = floor(L / 2), A = G_1 
 B = G_{m+1} ... G_L is (r_m, 8^(L-m)); the values are A B, in the order of the target's digits: no step
 gathers or permutes. Adam (Kingma & Ba, ICLR 2015), begun anew at every level.
 
-With a mask, the target of a cell is the mean of its observed voxels, and its weight their number.
+With a mask, the target of a cell is the mean of its observed voxels, and its weight their number. A cell
+without any has the target of the level above, prolonged, and a small weight: many steps at the finest level
+else fit what was observed, and anything between.
 
 `reference` does as the authors' code does where that differs: voxels drawn with replacement, the prolongation
 as it is shipped, the coarse norm given to the prolonged train, and ranks that truncation lost left lost.
@@ -35,6 +37,9 @@ LOSSES = ("mse", "l1", "huber")
 PORTION_VOXELS = 512 * 512
 """Drawn in a step of the reference, at most."""
 STEPS_PER_REPORT = 16
+
+Levels = list[tuple[Tensor, Tensor | None]]
+"""(target, weights) of each level; no weights where all was observed."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +109,15 @@ class DescentConfig:
 
     `max_rank` caps all bonds, or each of the finest train's. `huber` is where Huber's loss turns from square
     to linear, as a share of the largest magnitude observed. `noise` pads ranks after a prolongation
-    (`padded_ranks`). In float32 unless `double`.
+    (`padded_ranks`). `prior` is the weight of a cell without an observation over the mean one of those that
+    have some; the coarsest level has none. In float32 unless `double`.
     """
 
     max_rank: int | tuple[int, ...] = 40
     loss: str = "mse"
     huber: float = 0.05
     noise: float = 0.02
+    prior: float = 0.1
     double: bool = False
     reference: bool = False
 
@@ -120,6 +127,8 @@ class DescentConfig:
         for setting in ("huber", "noise"):
             if not 0 < getattr(self, setting) <= 1:
                 raise InvalidConfig(setting, getattr(self, setting), "above 0, at most 1")
+        if not 0 <= self.prior <= 1:
+            raise InvalidConfig("prior", self.prior, "at least 0, at most 1")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -161,6 +170,8 @@ def descended(
     levels = pyramid(known.to(torch.float64) / scale, seen, schedule.start)
     train = _moved(_first_train(start, scale, levels_of(schedule.start), config, seed), values.device)
     losses, done = [], 0
+    if not config.reference:
+        levels = _with_prior(levels, config.prior)
     for level, (target, weights) in enumerate(levels):
         own_seed = seed * len(levels) + level
         if level:
@@ -290,6 +301,19 @@ def _refined(train: TensorTrain, config: DescentConfig, seed: int) -> TensorTrai
         return balanced(TensorTrain((*cores, last * (train.norm() / fine.norm().clamp(min=1e-300)))))
     whole = to_morton(prolonged_cube(from_morton(train.full())))
     return padded_ranks(tt_svd_by_gram(whole, max_rank=caps)[0], caps, seed=seed, noise=config.noise)
+
+
+def _with_prior(levels: Levels, prior: float) -> Levels:
+    """The levels' targets and weights, where nothing was observed from the level above."""
+    found: Levels = []
+    for target, weights in levels:
+        if weights is None:
+            return levels
+        seen = weights > 0
+        told = prolonged_cube(found[-1][0]) if found else target[seen].mean()
+        light = prior * weights[seen].mean() if found else 0.0
+        found.append((torch.where(seen, target, told), torch.where(seen, weights, light)))
+    return found
 
 
 def _caps(config: DescentConfig, levels: int) -> int | tuple[int, ...]:

@@ -15,8 +15,8 @@ from models.errors import InvalidConfig, InvalidShape, NonFinite
 from models.putt import descent as module
 from models.putt.descent import DescentConfig, Schedule, contracted, descended, random_start
 from models.putt.factorising import factorised
-from models.putt.morton import from_morton, pooled, to_morton
-from models.putt.prolongation import SHIPPED, prolonged
+from models.putt.morton import from_morton, pooled, pyramid, to_morton
+from models.putt.prolongation import SHIPPED, prolonged, prolonged_cube
 from models.threads import one_thread
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -117,6 +117,33 @@ def test_what_was_not_observed_has_no_say() -> None:
     assert not torch.equal(one.train.full(), whole.train.full())
 
 
+def test_between_few_observed_voxels_the_level_above_has_a_say() -> None:
+    """At full rank: what was observed is fitted, and anything between."""
+    generator = torch.Generator().manual_seed(2)
+    values, mask = blob() + 0.3 * torch.rand((16,) * 3, generator=generator), blob() > 2
+    mask[torch.rand(mask.shape, generator=generator) < 0.1] = True
+
+    def missed(prior: float) -> float:
+        config = DescentConfig(max_rank=64, prior=prior)
+        found = descended(values, SCHEDULE, config, seed=0, mask=mask).train.full()
+        return error(from_morton(found)[~mask], values[~mask])
+
+    assert missed(0.1) < 0.8 * missed(0.0)
+
+
+def test_targets_of_cells_without_an_observation_come_from_the_level_above() -> None:
+    values, mask = blob(8), torch.zeros(8, 8, 8)
+    mask[0, 0, 0] = mask[7, 7, 7] = 1
+    coarse, fine = module._with_prior(pyramid(values, mask, 4), 0.1)
+    assert coarse[0][0, 0, 0] == values[0, 0, 0]
+    assert torch.isclose(coarse[0][1, 2, 1], (values[0, 0, 0] + values[7, 7, 7]) / 2)
+    assert coarse[1].sum() == 2
+    unseen = mask == 0
+    assert torch.equal(fine[0][unseen], prolonged_cube(coarse[0])[unseen])
+    assert torch.equal(fine[0][~unseen], values[~unseen])
+    assert torch.equal(fine[1], torch.where(unseen, 0.1, 1.0).double())
+
+
 def test_robust_losses_pass_over_outliers() -> None:
     values = blob()
     wrong = torch.rand(values.shape, generator=torch.Generator().manual_seed(1)) < 0.04
@@ -199,7 +226,7 @@ def test_what_runs_away_or_does_not_fit_is_refused() -> None:
         descended(values, SCHEDULE, config, seed=0, mask=torch.zeros(values.shape))
     with pytest.raises(NonFinite, match="values"):
         descended(values / 0, SCHEDULE, config, seed=0)
-    for wrong in ({"loss": "l3"}, {"noise": 0.0}):
+    for wrong in ({"loss": "l3"}, {"noise": 0.0}, {"prior": 1.5}):
         with pytest.raises(InvalidConfig, match=next(iter(wrong))):
             DescentConfig(**wrong)
     for setting, value in (("upsample_at", (9, 9)), ("start", 12), ("rate", 0.0), ("steps", 0)):
