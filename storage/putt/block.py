@@ -123,8 +123,7 @@ def _train(data: bytes, shape: Shape) -> IntegerTrain | None:
     step, offset = NUMBERS.unpack_from(data, 1)
     if not (isfinite(offset) and isfinite(step) and step > 0):
         raise ValueError(f"a train of step {step} and offset {offset}: both are finite, a step is above 0")
-    cores, scales = decoded(data[1 + NUMBERS.size :], Digits.of(shape).modes)
-    return IntegerTrain(cores, scales, step, offset)
+    return IntegerTrain(decoded(data[1 + NUMBERS.size :], Digits.of(shape).modes), step, offset)
 
 
 def _without_train(data: bytes, shape: Shape, dtype: Dtype) -> Array:

@@ -1,16 +1,16 @@
 """A train of integers as bytes: a range coder, told by what is known already how large each integer may be.
 
-Cores are coded from the last to the first, in groups of rows. An integer at (row j, digit d, column k) of
-core b is expected to have the magnitude m, in sixteenths of an octave,
+Cores are coded from the last to the first, in groups of rows that double. An integer at (row j, digit d,
+column k) of a core is expected to have the magnitude m, in sixteenths of an octave,
 
-    m = w_0 + w_1 lg(rho_j) + w_2 c_k + w_3 lg(rho_j mean_{k-2..k+2} mu_dk) + w_4 lg(rho_j mean_d mu_dk),
+    m = w (lg(rho_j mean_{k-2..k+2} mu_dk) + lg(rho_j mean_d mu_dk)),
 
-rho_j = sigma_j / (step sqrt(numbers in the row)) what a row of unit norm gives, c_k the scale of its column's
-direction (it is a row's at the next bond) over the root mean square of all columns, and mu_dk the mean of
-the earlier rows' magnitudes at this place, in proportion to their rho, newer ones counting more. All of that
-is integers, and sums and products of floats in an order that no machine changes. A class of expected
-magnitudes, a quarter of an octave wide, has a table of probabilities (`tables`): none is learnt from the
-train, which may be tiny.
+rho_j = 2^{s_j / 16} / sqrt(numbers in the row) from what was told of the row's norm, and mu_dk the mean of
+the earlier rows' magnitudes at this place, in proportion to their rho, newer ones counting more. Before the
+first row, mu is the scale of the column's direction (it is a row's of the next core) over the root mean
+square of all columns. All of that is integers, and sums and products of floats in an order that no machine
+changes. A class of expected magnitudes, a quarter of an octave wide, has a table of probabilities (`tables`):
+none is learnt from the train, which may be tiny. The integers of a group are coded class by class.
 
 Large integers leave their lowest bits out of it; those, signs, and what is beyond the tables stand plainly.
 """
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from math import fsum, prod
 from typing import Protocol
 
@@ -26,41 +27,33 @@ import constriction
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.putt.integer_train import OCTAVE, Float64, Int64, IntegerTrain, power
+from storage.putt.integer_train import OCTAVE, Float64, Int64, IntegerTrain, lg, power, scales_of
 from storage.putt.tables import CLASSES, ESCAPE, FINENESS, FIRST_OCTAVE, TABLES
 from storage.putt.varints import read_varint, varint
 
-CONSTANT, ROW, COLUMN, NEAR, ALONG = -330, 109, 53, 95, 64
-"""w_0 ... w_4, times 256."""
+SHARE = 130
+"""w, times 256."""
+WITHOUT_ROWS = -20
+"""Added to the first group's expectations: its columns' scales promise too much."""
 FLAT = 0.02
 """Added to magnitudes before their logarithm."""
-MEMORY = 0.8
+DECAY = 0.65
 """What a row counts for after the next one."""
-MOST_ROWS = 8
+REMEMBERED = 8
+"""Rows that count, of a group."""
+FIRST_ROWS, MOST_ROWS = 2, 32
 """Of a group."""
-PLAIN_FROM = 3 * OCTAVE
-"""Integers that are expected to be above 8 leave bits out."""
+PLAIN_FROM = 2 * OCTAVE
+"""Integers that are expected to be above 4 leave bits out."""
 MOST_PLAIN = 48
-MOST_SCALE = 40 * OCTAVE
-"""A singular value of 2^40 steps."""
-MODEL = constriction.stream.model.Categorical(perfect=False, lazy=True)
-MANTISSAS = 512
-
-
-def _mantissas() -> Int64:
-    """16 log2(i / 512), rounded down, for i = 256 ... 511: between -16 and -1. By integers alone."""
-    return np.array([(i**OCTAVE).bit_length() - 1 - 9 * OCTAVE for i in range(MANTISSAS // 2, MANTISSAS)])
-
-
-LOGARITHMS = _mantissas()
-
-
-def lg(values: Float64) -> Int64:
-    """log2 of numbers above 0 in sixteenths of an octave, rounded down."""
-    mantissas, octaves = np.frexp(values)
-    return np.asarray(
-        LOGARITHMS[(mantissas * MANTISSAS).astype(np.int64) - MANTISSAS // 2] + OCTAVE * octaves
-    )
+QUARTER = OCTAVE // 4
+"""Steps in which norms of rows are told."""
+MOST_SCALE = 160
+"""A norm of 2^40, in quarters of an octave."""
+FRACTION = 20
+"""Bits of what a row is weighed with."""
+MODEL = constriction.stream.model.Categorical
+MODELS = [MODEL(table, perfect=False) for table in TABLES]
 
 
 class Port(Protocol):
@@ -71,111 +64,122 @@ class Port(Protocol):
 
 
 def encoded(train: IntegerTrain) -> bytes:
-    """The cores and scales of a train; not its modes, step and offset."""
+    """The cores of a train; not its modes, step and offset. Its rows' norms fall, and are below 2^40."""
     port = _Writer()
     _passed(port, train.modes, train)
     return port.bytes()
 
 
-def decoded(data: bytes, modes: tuple[int, ...]) -> tuple[tuple[Int64, ...], tuple[Int64, ...]]:
-    """The cores and scales that `encoded` wrote. Raises ValueError for bytes that are none."""
+def decoded(data: bytes, modes: tuple[int, ...]) -> tuple[Int64, ...]:
+    """The cores that `encoded` wrote. Raises ValueError for bytes that are none."""
     try:
         return _passed(_Reader(data), modes, None)
     except (IndexError, AssertionError, OverflowError) as error:
         raise ValueError(f"not a train of modes {modes}: {error}") from error
 
 
-def _passed(
-    port: Port, modes: tuple[int, ...], train: IntegerTrain | None
-) -> tuple[tuple[Int64, ...], tuple[Int64, ...]]:
+def _passed(port: Port, modes: tuple[int, ...], train: IntegerTrain | None) -> tuple[Int64, ...]:
     """All numbers of a train through a port, the last core first: from it, or where there is none, to it."""
     cores: list[Int64] = []
-    scales: list[Int64] = []
-    columns, right = np.zeros(1, np.int64), 1
-    for level in range(len(modes) - 1, -1, -1):
+    columns = np.zeros(1, np.int64)
+    for level in range(len(modes) - 1, 0, -1):
         own = None if train is None else train.cores[level]
-        rows = np.zeros(1, np.int64)
-        if level:
-            known = None if train is None else train.scales[level - 1]
-            most = min(prod(modes[:level]), modes[level] * right)
-            rows = _scales(port, most, known)
-            scales.append(rows)
-        core = _core(port, (len(rows), modes[level], right), rows, columns, own, first=level == 0)
-        cores.append(core)
-        columns, right = rows, len(rows)
-    return tuple(cores[::-1]), tuple(scales[::-1])
+        most = min(prod(modes[:level]), modes[level] * len(columns))
+        rows = _told_norms(port, most, None if own is None else scales_of(own) // QUARTER)
+        scales = rows * QUARTER + QUARTER // 2 - _half_lg(modes[level] * len(columns))
+        cores.append(_core(port, modes[level], scales, columns, own))
+        columns = scales_of(cores[-1])
+    own = None if train is None else train.cores[0]
+    cores.append(_core(port, modes[0], np.array([_mean_scale(columns)]), columns, own))
+    return tuple(cores[::-1])
 
 
-def _scales(port: Port, most: int, known: Int64 | None) -> Int64:
-    """The scales of a bond's directions: they fall."""
+def _told_norms(port: Port, most: int, known: Int64 | None) -> Int64:
+    """The norms of a core's rows, in quarters of an octave: they fall."""
     facts = None if known is None else np.array([len(known), known[0], known[0] - known[-1]])
-    count, highest, fall = port.integers(np.array([80, 128, 96]), facts, signed=False).tolist()
+    count, highest, fall = port.integers(np.array([80, 96, 64]), facts, signed=False).tolist()
     if not 1 <= count <= most:
         raise ValueError(f"{count} directions at a bond of at most {most}")
     if not 0 <= fall <= highest <= MOST_SCALE:
-        raise ValueError(f"scales from {highest} down by {fall}: they are from 0 to {MOST_SCALE}")
+        raise ValueError(f"norms from {highest} down by {fall}: they are from 0 to {MOST_SCALE}")
     expected = lg(np.array([fall / max(count - 1, 1) + FLAT]))
     falls = None if known is None else -np.diff(known)
     told = port.integers(np.broadcast_to(expected, count - 1), falls, signed=False)
-    scales = np.asarray(highest - np.concatenate([[0], np.cumsum(told)]))
-    if scales[-1] != highest - fall or told.min(initial=0) < 0:
-        raise ValueError("the scales do not fall by what was announced")
-    return scales
+    norms = np.asarray(highest - np.concatenate([[0], np.cumsum(told)]))
+    if norms[-1] != highest - fall or told.min(initial=0) < 0:
+        raise ValueError("the norms do not fall by what was announced")
+    return norms
 
 
-def _core(
-    port: Port,
-    shape: tuple[int, int, int],
-    rows: Int64,
-    columns: Int64,
-    known: Int64 | None,
-    *,
-    first: bool,
-) -> Int64:
-    """A core, group by group. The first has no rows' scales: its columns say how large it is."""
-    _, mode, width = shape
-    level = _half_lg(mode * width)
-    relative = columns - (0 if first else _mean_scale(columns))
-    row_scales = rows + (_half_lg(width) if first else 0) - level
-    rho, inverse = power(row_scales), power(-row_scales)
-    by_row = CONSTANT + ROW * lg(rho + FLAT)
-    by_column = (256 if first else COLUMN) * relative
-    core, sums, weight = np.empty(shape, np.int64), np.zeros((mode, width)), 0.0
-    for group in _groups(shape[0]):
-        earlier = sums / weight if weight else np.ones_like(sums)
-        expected = by_row[group, None, None] + by_column
-        for share, mean in ((NEAR, _near(earlier)), (ALONG, _along(earlier))):
-            expected = expected + share * lg(mean * rho[group, None, None] + FLAT)
-        core[group] = port.integers(expected >> 8, None if known is None else known[group])
-        for row in range(group.start, group.stop):
-            sums = MEMORY * sums + np.abs(core[row]) * inverse[row]
-            weight = MEMORY * weight + 1
+def _core(port: Port, mode: int, rows: Int64, columns: Int64, known: Int64 | None) -> Int64:
+    """A core (rows, mode, columns), group by group; `rows` are lg(rho)."""
+    core = np.empty((len(rows), mode, len(columns)), np.int64)
+    past = _Past(np.tile(power(columns - _mean_scale(columns)), (mode, 1)))
+    weights = np.rint(np.ldexp(power(-rows), FRACTION))
+    rho = power(rows)
+    for group in _groups(len(rows)):
+        start = group.start
+        expected = past.expected(rho[start]) + (0 if start else 256 * WITHOUT_ROWS)
+        relative = 2 * SHARE * (rows[group] - rows[start])
+        told = port.integers(expected + relative[:, None, None] >> 8, None if known is None else known[group])
+        core[group] = told
+        past.add(told, weights[group])
     return core
+
+
+@dataclass
+class _Past:
+    """mu: sums over rows, (mode, columns), and what they have counted for."""
+
+    sums: Float64
+    count: float = 1.0
+
+    def expected(self, rho: float) -> Int64:
+        """256 m of a row of this rho, (mode, columns)."""
+        mean = self.sums * (rho / self.count)
+        near, along = _near(mean), _over_digits(mean)
+        return np.asarray(SHARE * (lg(near + FLAT) + lg(along + FLAT)))
+
+    def add(self, rows: Int64, weights: Float64) -> None:
+        """Rows (rows, mode, columns) that became known; weights are whole numbers, 2^FRACTION / rho."""
+        late = min(len(rows), REMEMBERED)
+        decays = _decays(late)
+        fixed = np.rint(weights[-late:] * decays)
+        exact = fixed @ np.abs(rows[-late:]).reshape(late, -1).astype(np.float64)
+        forgotten = _decays(len(rows) + 1)[0]
+        self.sums = self.sums * forgotten + np.ldexp(exact, -FRACTION).reshape(self.sums.shape)
+        self.count = self.count * forgotten + fsum(decays)
+
+
+@cache
+def _decays(count: int) -> Float64:
+    """What rows count for, the last one 1; by products alone."""
+    decays = [1.0]
+    while len(decays) < count:
+        decays.append(decays[-1] * DECAY)
+    return np.array(decays[::-1])
 
 
 def _near(means: Float64) -> Float64:
     """Means over five neighbouring columns; at the ends the last one is repeated."""
-    width = means.shape[1]
     wide = np.pad(means, ((0, 0), (2, 2)), mode="edge")
-    total = wide[:, :width]
-    for shift in range(1, 5):
-        total = total + wide[:, shift : shift + width]
-    return np.asarray(total / 5)
+    pairs = wide[:, :-1] + wide[:, 1:]
+    return np.asarray((pairs[:, :-3] + pairs[:, 2:-1] + wide[:, 4:]) * 0.2)
 
 
-def _along(means: Float64) -> Float64:
+def _over_digits(means: Float64) -> Float64:
     """Means over digits, (1, columns)."""
-    total = means[:1]
-    for digit in range(1, len(means)):
-        total = total + means[digit : digit + 1]
-    return np.asarray(total / len(means))
+    total = means
+    while len(total) > 1:
+        total = total[: len(total) // 2] + total[len(total) // 2 :]
+    return total / len(means)
 
 
 def _groups(rows: int) -> Iterator[slice]:
-    """One row, one, two, four, then eight at a time."""
+    """Two rows, two, four, and so on."""
     start = 0
     while start < rows:
-        stop = min(rows, start + min(max(1, start), MOST_ROWS))
+        stop = min(rows, start + min(max(FIRST_ROWS, start), MOST_ROWS))
         yield slice(start, stop)
         start = stop
 
@@ -206,12 +210,17 @@ class _Writer:
         assert values is not None
         shifts, classes = _split(expected.ravel())
         flat = np.abs(values.ravel())
-        high = flat >> shifts
-        if len(flat):
-            self._coder.encode(np.minimum(high, ESCAPE).astype(np.int32), MODEL, TABLES[classes])
-        self._beyond += (high[high >= ESCAPE] - ESCAPE).tolist()
-        for bit in range(int(shifts.max(initial=0))):
-            self._plain.append((flat[shifts > bit] >> bit & 1).astype(np.bool_))
+        high = flat if shifts is None else flat >> shifts
+        symbols = np.minimum(high, ESCAPE).astype(np.int32)
+        order, runs = _by_class(classes)
+        symbols = symbols[order]
+        for kind, start, stop in runs:
+            self._coder.encode(symbols[start:stop], MODELS[kind])
+        if symbols.max(initial=0) == ESCAPE:
+            self._beyond += (high[high >= ESCAPE] - ESCAPE).tolist()
+        if shifts is not None:
+            for bit in range(int(shifts.max())):
+                self._plain.append((flat[shifts > bit] >> bit & 1).astype(np.bool_))
         if signed:
             self._plain.append(values.ravel()[flat > 0] < 0)
         return values
@@ -230,38 +239,57 @@ class _Reader:
         words, rest = _portion(data)
         plain, self._beyond = _portion(rest)
         self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
-        self._plain = np.unpackbits(np.frombuffer(plain, np.uint8)).astype(np.int64)
+        self._plain = np.unpackbits(np.frombuffer(plain, np.uint8))
         self._at = self._next = 0
 
     def integers(self, expected: Int64, values: Int64 | None, *, signed: bool = True) -> Int64:
         """See `Port`."""
         shifts, classes = _split(expected.ravel())
-        if not len(shifts):
-            return np.empty(expected.shape, np.int64)
-        high = self._coder.decode(MODEL, TABLES[classes]).astype(np.int64)
-        for number in np.flatnonzero(high == ESCAPE):
+        order, runs = _by_class(classes)
+        flat = np.empty(len(order), np.int64)
+        symbols = [self._coder.decode(MODELS[kind], stop - start) for kind, start, stop in runs]
+        if symbols:
+            flat[order] = np.concatenate(symbols)
+        for number in np.flatnonzero(flat == ESCAPE):
             beyond, self._next = read_varint(self._beyond, self._next)
-            high[number] += beyond
-        flat = high << shifts
-        for bit in range(int(shifts.max(initial=0))):
-            flat[shifts > bit] |= self._bits(int((shifts > bit).sum())) << bit
+            flat[number] += beyond
+        if shifts is not None:
+            flat <<= shifts
+            for bit in range(int(shifts.max())):
+                longer = np.flatnonzero(shifts > bit)
+                flat[longer] |= self._bits(len(longer)).astype(np.int64) << bit
         if signed:
-            marked = np.flatnonzero(flat > 0)
-            flat[marked] *= 1 - 2 * self._bits(len(marked))
-        return np.asarray(flat.reshape(expected.shape))
+            marked = np.flatnonzero(flat)
+            flat[marked[self._bits(len(marked)) > 0]] *= -1
+        return flat.reshape(expected.shape)
 
-    def _bits(self, count: int) -> Int64:
+    def _bits(self, count: int) -> NDArray[np.uint8]:
         if self._at + count > len(self._plain):
             raise IndexError("its plain bits end too early")
         self._at += count
-        return np.asarray(self._plain[self._at - count : self._at])
+        return self._plain[self._at - count : self._at]
 
 
-def _split(expected: Int64) -> tuple[Int64, Int64]:
-    """How many bits are left out, and the class of what remains."""
-    shifts = np.clip((expected - PLAIN_FROM) // OCTAVE, 0, MOST_PLAIN)
-    classes = ((expected - OCTAVE * shifts - OCTAVE * FIRST_OCTAVE) * FINENESS) // OCTAVE
-    return shifts, np.clip(classes, 0, CLASSES - 1)
+def _split(expected: Int64) -> tuple[Int64 | None, NDArray[np.uint8]]:
+    """How many bits are left out, none if None, and the class of what remains."""
+    shifts = None
+    if len(expected) and expected.max() >= PLAIN_FROM + OCTAVE:
+        shifts = np.clip((expected - PLAIN_FROM) // OCTAVE, 0, MOST_PLAIN)
+        expected = expected - OCTAVE * shifts
+    classes = (expected - OCTAVE * FIRST_OCTAVE) // (OCTAVE // FINENESS)
+    return shifts, np.clip(classes, 0, CLASSES - 1).astype(np.uint8)
+
+
+def _by_class(classes: NDArray[np.uint8]) -> tuple[NDArray[np.intp], list[tuple[int, int, int]]]:
+    """The order in which the integers stand, by class, and (class, start, stop) of each that occurs."""
+    order = np.argsort(classes, kind="stable")
+    stops = np.cumsum(np.bincount(classes, minlength=CLASSES)).tolist()
+    starts = [0, *stops[:-1]]
+    return order, [
+        (kind, start, stop)
+        for kind, (start, stop) in enumerate(zip(starts, stops, strict=True))
+        if stop > start
+    ]
 
 
 def _portion(data: bytes) -> tuple[bytes, bytes]:

@@ -310,7 +310,7 @@ def test_a_bounded_file_is_no_larger_than_the_best_plain_one(delta: int) -> None
 def test_blocks_choose_trains_where_these_predict_well() -> None:
     rng = np.random.default_rng(0)
     woven = np.round(900 * np.kron(rng.normal(size=(4, 8, 8)), rng.normal(size=(4, 4, 4)))).astype(np.int16)
-    noise = rng.integers(-99, 99, woven.shape).astype(np.int16)
+    noise = rng.integers(-9999, 9999, woven.shape).astype(np.int16)
     for values, first in ((woven, True), (noise, False)):
         block = _block(values, 3)
         assert (block[0] >= TRAIN) == first
