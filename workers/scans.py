@@ -186,7 +186,7 @@ def level_bytes(stored: StoredVolume) -> int:
     return prod(stored.array_shape) * np.dtype(stored.dtype).itemsize
 
 
-def chunks_of(stored: StoredVolume) -> int:
-    """Chunks of level 0."""
-    grid = (-(-size // edge) for size, edge in zip(stored.grid.shape, SAMPLING.chunk, strict=True))
-    return channels_of(stored) * prod(grid)
+def chunks_of(volume: Volume) -> int:
+    """Chunks of level 0, however large its codec has them."""
+    finest = volume.array(0)
+    return prod(-(-size // edge) for size, edge in zip(finest.shape, finest.chunks, strict=True))

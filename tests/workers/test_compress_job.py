@@ -360,3 +360,15 @@ def test_a_cancelled_job_leaves_nothing(clinic: School, ct: str, monkeypatch: py
     assert ended is not None
     assert ended.state is JobState.CANCELLED
     assert published(clinic, job) == []
+
+
+def test_a_compressed_scan_is_embedded_from_the_chunks_that_it_has(
+    clinic: School, ct: str, small: Job
+) -> None:
+    """All 2 tiles of 64^3, of which each is decoded once, where the original has 3 chunks of 32^3."""
+    asked = {"rank": 3, "held_out": 50}
+    plain, packed = (result_of(clinic.run("embed", asked, volume)) for volume in (ct, derived_id(small.id)))
+    assert (plain["chunks_read"], plain["chunk_share_read"]) == (3, 1.0)
+    assert (packed["chunks_read"], packed["chunk_share_read"]) == (2, 1.0)
+    assert packed["bytes_read"] < plain["bytes_read"]
+    assert packed["volume_digest"] == opened(clinic, derived_id(small.id)).stored.digest

@@ -50,6 +50,6 @@ def reading_of(context: JobContext, volume: Volume, read: RecordedCubes) -> dict
         "cubes_read": counts.cubes,
         "share_read": read.covered_voxels() / stored.grid.voxels,
         "chunks_read": counts.chunks if local else None,
-        "chunk_share_read": counts.chunks / chunks_of(stored) if local else None,
+        "chunk_share_read": counts.chunks / chunks_of(volume) if local else None,
         "bytes_read": counts.bytes if local else None,
     }
