@@ -46,6 +46,8 @@ FIRST_ROWS, MOST_ROWS = 2, 32
 PLAIN_FROM = 2 * OCTAVE
 """Integers that are expected to be above 4 leave bits out."""
 MOST_PLAIN = 48
+OCTAVE_BITS = (OCTAVE - 1).bit_length()
+CLASS_BITS = (OCTAVE // FINENESS - 1).bit_length()
 QUARTER = OCTAVE // 4
 """Steps in which norms of rows are told."""
 MOST_SCALE = 160
@@ -119,8 +121,8 @@ def _core(port: Port, mode: int, rows: Int64, columns: Int64, known: Int64 | Non
     rho = power(rows)
     for group in _groups(len(rows)):
         start = group.start
-        expected = past.expected(rho[start]) + (0 if start else 256 * WITHOUT_ROWS)
-        relative = 2 * SHARE * (rows[group] - rows[start])
+        expected = (past.expected(rho[start]) + (0 if start else 256 * WITHOUT_ROWS)).astype(np.int32)
+        relative = (2 * SHARE * (rows[group] - rows[start])).astype(np.int32)
         told = port.integers(expected + relative[:, None, None] >> 8, None if known is None else known[group])
         core[group] = told
         past.add(told, weights[group])
@@ -162,7 +164,8 @@ def _decays(count: int) -> Float64:
 
 def _near(means: Float64) -> Float64:
     """Means over five neighbouring columns; at the ends the last one is repeated."""
-    wide = np.pad(means, ((0, 0), (2, 2)), mode="edge")
+    first, last = means[:, :1], means[:, -1:]
+    wide = np.concatenate([first, first, means, last, last], axis=1)
     pairs = wide[:, :-1] + wide[:, 1:]
     return np.asarray((pairs[:, :-3] + pairs[:, 2:-1] + wide[:, 4:]) * 0.2)
 
@@ -250,16 +253,16 @@ class _Reader:
         symbols = [self._coder.decode(MODELS[kind], stop - start) for kind, start, stop in runs]
         if symbols:
             flat[order] = np.concatenate(symbols)
-        for number in np.flatnonzero(flat == ESCAPE):
+        for number in (flat == ESCAPE).nonzero()[0].tolist():
             beyond, self._next = read_varint(self._beyond, self._next)
             flat[number] += beyond
         if shifts is not None:
             flat <<= shifts
             for bit in range(int(shifts.max())):
-                longer = np.flatnonzero(shifts > bit)
+                longer = (shifts > bit).nonzero()[0]
                 flat[longer] |= self._bits(len(longer)).astype(np.int64) << bit
         if signed:
-            marked = np.flatnonzero(flat)
+            marked = flat.nonzero()[0]
             flat[marked[self._bits(len(marked)) > 0]] *= -1
         return flat.reshape(expected.shape)
 
@@ -274,10 +277,10 @@ def _split(expected: Int64) -> tuple[Int64 | None, NDArray[np.uint8]]:
     """How many bits are left out, none if None, and the class of what remains."""
     shifts = None
     if len(expected) and expected.max() >= PLAIN_FROM + OCTAVE:
-        shifts = np.clip((expected - PLAIN_FROM) // OCTAVE, 0, MOST_PLAIN)
-        expected = expected - OCTAVE * shifts
-    classes = (expected - OCTAVE * FIRST_OCTAVE) // (OCTAVE // FINENESS)
-    return shifts, np.clip(classes, 0, CLASSES - 1).astype(np.uint8)
+        shifts = np.minimum(np.maximum(expected - PLAIN_FROM >> OCTAVE_BITS, 0), MOST_PLAIN)
+        expected = expected - (shifts << OCTAVE_BITS)
+    classes = expected - OCTAVE * FIRST_OCTAVE >> CLASS_BITS
+    return shifts, np.minimum(np.maximum(classes, 0), CLASSES - 1).astype(np.uint8)
 
 
 def _by_class(classes: NDArray[np.uint8]) -> tuple[NDArray[np.intp], list[tuple[int, int, int]]]:
