@@ -29,8 +29,10 @@ BENCHMARKS = {
     "intervals": "coverage and width of conformal intervals on made and on real cohorts",
     "out_of_core": "C-PIC's forward pass on procedural volumes from 256^3 to 8192^3",
     "putt_bound": "a bound on every voxel of real scans: sizes against the best lossless codec",
+    "putt_fit": "cubes of real scans as trains: distance from the certified bound, seconds, ms a step",
     "putt_predict": "C-PIC on compressed scans against the originals: features, answers, bytes read",
     "putt_rate": "rate and distortion of every compressor on real scans: CT, MR, and over time",
+    "putt_restore": "noise and gaps in cubes of real scans: trains, descents, and what needs no train",
     "putt_scale": "compressing 256^3 to 1024^3, streamed: speed, memory, one tile, an overview",
     "results": "docs/results.md and its figures, from what other benchmarks wrote under docs/results",
 }
