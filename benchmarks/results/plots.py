@@ -85,7 +85,7 @@ def errors(case: Told) -> Figure:
     lowest = min(max(facts["r2"]["low"], WORST) for facts in case["regressors"].values())
     axes.set_xlim(min(lowest, 0) - 0.05, 1)
     axes.axvline(0, color="#666666", linewidth=0.8)
-    axes.set_xlabel("R2, 95 % interval over people")
+    axes.set_xlabel("R2, 95 % interval over seeds and people")
     return figure
 
 

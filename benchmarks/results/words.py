@@ -30,7 +30,8 @@ dense 3-D ResNet-34). `cpic, paper's form, own head` is the paper's encoder, QTT
 through trains from a random start; `the paper's encoder and QTT, our closed-form head` the same with
 another answer. Neither is C-PIC as published to the letter: see departures 16 to 18 of
 `models/cpic/PAPER.md`. `given measures` are not of the scan, `intensities` are its statistics by halves.
-*MiB* is memory above the start, of all readings of an encoder together. `auto` takes the simplest that
+*MiB* is memory above the start, of all readings of an encoder together. `X, together` is the mean answer
+of all seeds of X: what `cpic_ensemble` gives, which has as many members. `auto` takes the simplest that
 none beats beyond its interval."""
 
 DIFFERENCES = """Both told the same rows, and the bootstrap draws the same people for both. The best simple
