@@ -162,10 +162,12 @@ def test_hidden_voxels_choose_a_train_where_only_a_train_can_tell() -> None:
     values, mask = from_morton(random_train((8,) * 4, 2, 3).full()), kept(16, 0.7, 10)
     found = complete(values, mask, rank=2)
     assert found.source == "train"
+    assert torch.equal(found.values[~mask], from_morton(found.train.full())[~mask])
     assert found.train.ranks == (2, 2, 2)
     assert found.errors["train"] < 0.9 * found.errors["smooth"]
     smooth = complete(waves(16), mask, rank=1)
     assert smooth.source == "smooth"
+    assert torch.equal(smooth.values, smoothly_filled(waves(16), mask))
 
 
 def test_a_block_is_judged_by_blocks() -> None:
