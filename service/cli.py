@@ -20,6 +20,7 @@ from service.commands.evaluate import evaluate
 from service.commands.export import export
 from service.commands.predict import predict
 from service.commands.recipes import recipes
+from service.commands.restore import complete, denoise
 from service.commands.train import train
 from service.commands.up import up
 from service.fetching import FetchFailed
@@ -34,6 +35,8 @@ COMMANDS = (
     (analyze, "Send a scan and print what was found."),
     (compress, "Make a compressed volume of a scan and print what was lost."),
     (export, "Write a volume as NIfTI or as a zip of OME-Zarr."),
+    (denoise, "Make a volume of a scan without its noise."),
+    (complete, "Make a volume of a scan with its gaps filled."),
     (recipes, "List what a model can be made by, with all settings."),
     (train, "Make a model of a cohort and print what it is worth."),
     (predict, "Ask a model about a scan."),

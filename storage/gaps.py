@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
 from storage.chunks import ChunkReader
-from storage.grid import VoxelGrid
-from storage.layout import plan_levels, writable
+from storage.layout import PLAIN_CODECS, SAMPLING, writable
 from storage.shards import shard_grid
 
 Bools = NDArray[np.bool_]
@@ -40,10 +39,11 @@ class Gaps:
         return self._reader.box(start, stop)
 
 
-def create_gaps(group: zarr.Group, grid: VoxelGrid, axes: Sequence[str]) -> zarr.Array[Any]:
+def create_gaps(group: zarr.Group, axes: Sequence[str]) -> zarr.Array[Any]:
     """The array, for a group that has its level 0: all of it is written, and nothing marked yet."""
     finest = writable(group, 0)
-    tiling, ones = plan_levels(grid)[0].tiling, (1,) * (finest.ndim - 3)
+    z, y, x = finest.shape[-3:]
+    tiling, ones = SAMPLING.within((z, y, x)), (1,) * (finest.ndim - 3)
     array = group.create_array(
         NAME,
         shape=finest.shape,
@@ -51,7 +51,7 @@ def create_gaps(group: zarr.Group, grid: VoxelGrid, axes: Sequence[str]) -> zarr
         chunks=(*ones, *tiling.shard),
         serializer=ShardingCodec(
             chunk_shape=(*ones, *tiling.chunk),
-            codecs=[BytesCodec(), ZstdCodec(level=1, checksum=True), Crc32cCodec()],
+            codecs=[*PLAIN_CODECS, Crc32cCodec()],
             index_codecs=[BytesCodec(endian="little"), Crc32cCodec()],
             index_location="end",
         ),

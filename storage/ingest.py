@@ -63,7 +63,7 @@ def _ingest(scan: Scan, destination: Path, report: Report) -> StoredVolume:
     if moments.count == 0:
         raise InvalidScan("the scan holds no finite voxel: all are NaN or infinite")
     if damaged:
-        gaps = create_gaps(group, header.grid, axis_names(header.frames))
+        gaps = create_gaps(group, axis_names(header.frames))
         for slab in damaged:
             _replace_non_finite(finest, gaps, slab, moments.minimum)
     levels = plan_levels(header.grid)

@@ -27,6 +27,7 @@ from service.fetching import FetchFailed, fetch_store
 from service.watcher import Watcher
 from storage.jobs import JobState
 from storage.volume import Volume
+from workers.jobs.base import AnyKind
 from workers.jobs.compress import Compress
 from workers.jobs.export import Export
 from workers.jobs.ingest import Ingest
@@ -47,12 +48,12 @@ def scan() -> bytes:
 
 
 @contextmanager
-def working(house: House) -> Iterator[None]:
+def working(house: House, kinds: tuple[AnyKind, ...] = KINDS) -> Iterator[None]:
     """A worker that does what comes."""
     settings = WorkerSettings(
         data_root=house.root, device="cpu", memory_budget_bytes=2 << 30, retry_pause_s=0
     )
-    runner, stop = Runner(house.catalogue, KINDS, settings, worker="worker", device="cpu"), threading.Event()
+    runner, stop = Runner(house.catalogue, kinds, settings, worker="worker", device="cpu"), threading.Event()
 
     def work() -> None:
         while not stop.wait(0.01):

@@ -69,23 +69,23 @@ class DenoiseParameters(Parameters):
         "train", description="train: of each window the directions of its tensor train above the noise's edge"
     )
     tile: Literal[8, 16, 32, 64] = Field(
-        32,
+        16,
         description="side of a window: large for what is smooth over far, small for what is rich in detail",
     )
     overlap: int | None = Field(
         None,
         ge=0,
         lt=64,
-        description="voxels that neighbouring windows share, half of a window at most: more of them average "
-        "more, and take longer; null: half",
+        description="voxels that neighbouring windows share, three quarters of a window at most: more of "
+        "them average more, and take longer; null: about two thirds, so that several tell each voxel",
     )
 
     @field_validator("overlap")
     @classmethod
-    def _half_at_most(cls, value: int | None, info: ValidationInfo) -> int | None:
+    def _not_all(cls, value: int | None, info: ValidationInfo) -> int | None:
         tile = info.data.get("tile")
-        if value is not None and tile is not None and value > tile // 2:
-            raise ValueError(f"windows of {tile} voxels share {tile // 2} at most")
+        if value is not None and tile is not None and value > MOST_SHARED * tile:
+            raise ValueError(f"windows of {tile} voxels share {int(MOST_SHARED * tile)} at most")
         return value
 
 

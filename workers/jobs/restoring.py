@@ -49,6 +49,8 @@ Restore = Callable[[Frame, Box], tuple[Array, Numbers]]
 R = TypeVar("R")
 WORKING = 40
 """So many float64 arrays of a window's size its restoring holds at once, at most."""
+BESIDE = 64 << 20
+"""What encoders take, and memory that was given back and is still the process's."""
 AHEAD = 4
 """So many windows for each thread are restored, and wait for their turn."""
 
@@ -211,6 +213,7 @@ def restoring_bytes(context: JobContext, sides: Shape, threads: int) -> int:
     around = math.prod(min(n, s + 2 * w) for n, s, w in zip(shape, VIEWING.shard, sides, strict=True))
     return (
         BASE_BYTES
+        + BESIDE
         + cache_bytes(context)
         + around * (itemsize + 2)
         + shard * (3 * 8 + 4 * itemsize)
