@@ -354,3 +354,13 @@ def test_a_job_is_cancelled_between_windows(bench: Bench, kind: str, monkeypatch
     assert ended.state is JobState.CANCELLED
     assert told.count(PHASES[kind]) == 30
     assert not (bench.root / "volumes" / derived_id(job.id)).exists()
+
+
+def test_observed_voxels_become_what_the_train_says_only_if_asked_to(bench: Bench) -> None:
+    """Of rank 1 it says little of a scan; and without gaps there is something to do then."""
+    truth = phantom((20, 18, 22))
+    scan = bench.taken_in(truth)
+    loose = bench.voxels(bench.result("complete", scan, keep_observed=False, rank=1)["volume_id"])
+    near = bench.voxels(bench.result("complete", scan, keep_observed=False, rank=64)["volume_id"])
+    assert rms(loose - truth) > 3 * rms(near - truth) > 0
+    assert rms(loose - truth) < truth.std()
