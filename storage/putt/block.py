@@ -79,7 +79,7 @@ def _fit_for_a_train(values: NDArray[np.float64], step: float) -> bool:
 def block_values(data: bytes, shape: Shape, dtype: Dtype) -> Array:
     """The whole block. Raises ValueError for bytes that are none of such a block."""
     if (train := _train(data, shape)) is not None:
-        return _as(Digits.of(shape).joined(train.values()), dtype)
+        return np.asarray(Digits.of(shape).joined(_as(train.values(), dtype)))
     return _without_train(data, shape, dtype)
 
 

@@ -41,7 +41,7 @@ DECAY = 0.65
 """What a row counts for after the next one."""
 REMEMBERED = 8
 """Rows that count, of a group."""
-FIRST_ROWS, MOST_ROWS = 2, 32
+FIRST_ROWS, MOST_ROWS = 2, 64
 """Of a group."""
 PLAIN_FROM = 2 * OCTAVE
 """Integers that are expected to be above 4 leave bits out."""

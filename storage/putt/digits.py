@@ -8,9 +8,9 @@ significant.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from math import inf, prod
 from typing import Any, Self
 
 import numpy as np
@@ -73,13 +73,13 @@ class Digits:
         """Values by the digits of the first `levels`, (n_1, ..., n_l), as voxels: of all, (z, y, x), else
         coarser ones, and then padded still.
         """
-        kept = self.levels if levels is None else levels
-        bits = [max(0, own - (self.levels - kept)) for own in self.bits]
-        order = [place for place in self._order if self._level_of(place) < kept]
+        if levels is None:
+            return values.reshape(-1)[_places(self.shape)]
+        bits = [max(0, own - (self.levels - levels)) for own in self.bits]
+        order = [place for place in self._order if self._level_of(place) < levels]
         ranked = np.argsort(np.argsort(order))
         by_bits = values.reshape((2,) * len(order)).transpose(np.argsort(ranked))
-        whole = by_bits.reshape([1 << own for own in bits])
-        return whole[tuple(slice(side) for side in self.shape)] if levels is None else whole
+        return by_bits.reshape([1 << own for own in bits])
 
     def prefixes(self, places: NDArray[np.int64], levels: int) -> NDArray[np.int64]:
         """The first digits (m, levels) of sub-blocks, by their places (m, 3) in the grid of these."""
@@ -102,6 +102,14 @@ class Digits:
         ]
 
     def _level_of(self, place: int) -> int:
-        starts = (0, self.bits[0], self.bits[0] + self.bits[1], math.inf)
+        starts = (0, self.bits[0], self.bits[0] + self.bits[1], inf)
         axis = next(number for number in range(3) if starts[number] <= place < starts[number + 1])
         return int(place - starts[axis]) + self.levels - self.bits[axis]
+
+
+@lru_cache(maxsize=8)
+def _places(shape: Shape) -> NDArray[np.intp]:
+    """Where each voxel's value stands by digits, (z, y, x)."""
+    digits = Digits(shape)
+    numbers = np.arange(prod(digits.padded), dtype=np.intp).reshape(digits.modes)
+    return np.ascontiguousarray(digits.joined(numbers, digits.levels)[tuple(map(slice, shape))])

@@ -56,9 +56,12 @@ def lg(values: Float64) -> Int64:
 
 def scales_of(q: Int64) -> Int64:
     """s of rows of integers (rows, ...): 16 log2 of their norms, at most 1.2 too low. By integers alone."""
-    sizes = np.abs(q.reshape(len(q), -1))
-    shifts = np.maximum(np.frexp(sizes.max(axis=1).astype(np.float64))[1] - LARGEST, 0)
-    squares = np.square(sizes >> shifts[:, None]).sum(axis=1)
+    flat = q.reshape(len(q), -1)
+    largest = np.maximum(flat.max(axis=1), -flat.min(axis=1))
+    shifts = np.maximum(np.frexp(largest.astype(np.float64))[1] - LARGEST, 0)
+    if shifts.any():
+        flat = np.abs(flat) >> shifts[:, None]
+    squares = np.einsum("jk,jk->j", flat, flat)
     return np.asarray((lg(np.maximum(squares, 1).astype(np.float64)) + 1 >> 1) + OCTAVE * shifts)
 
 
