@@ -34,6 +34,7 @@ BENCHMARKS = {
     "putt_rate": "rate and distortion of every compressor on real scans: CT, MR, and over time",
     "putt_restore": "noise and gaps in cubes of real scans: trains, descents, and what needs no train",
     "putt_scale": "compressing 256^3 to 1024^3, streamed: speed, memory, one tile, an overview",
+    "putt_tiles": "tiles of real scans as trains of integers: bytes over lzma, ms to code and to read one",
     "results": "docs/results.md and its figures, from what other benchmarks wrote under docs/results",
 }
 
