@@ -32,6 +32,7 @@ WORST = -0.5
 """R2 below this stands at the border, with its value."""
 EVERY_VOXEL = ("voxel_ridge", "resnet3d")
 """Regressors that read whole scans, and count nothing."""
+RATIO_TICKS = (3, 5, 10, 20, 50, 100)
 FOLLOWED = ("cpic", "cpic TT moments 2", "random_voxels", "resnet3d", "tt_ridge", "voxel_ridge")
 """From size to size."""
 
@@ -207,6 +208,8 @@ def rates(scans: Told) -> Figure:
         if scan["lossless"]:
             axes.axvline(max(scan["lossless"].values()), color="#666666", linewidth=0.8)
         axes.set_xscale("log")
+        axes.set_xticks(RATIO_TICKS, [str(ratio) for ratio in RATIO_TICKS])
+        axes.set_xticks([], minor=True)
         axes.set_title(f"{name}, {scan['dtype']}", fontsize=9)
         axes.set_ylabel("PSNR, dB")
     panels[-1].set_xlabel("source bytes for each stored byte")
