@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.fields import DATA
 from benchmarks.memory import peak_rss_mib
 from benchmarks.targets import Target, judged, number, show_targets
 from storage.checkpoints import Checkpoints
@@ -47,7 +48,7 @@ from storage.records import Derivation
 from storage.volume import Volume
 
 SIZES = ("256", "512", "1024")
-SCAN = Path(__file__).resolve().parents[2] / "shared/data/dev/dicom/head_mr_T1_196.zip"
+SCAN = DATA / "dev/dicom/head_mr_T1_196.zip"
 RATIO = 20.0
 TILES, OVERVIEWS = 200, 9
 LONGEST_S = 7200
@@ -71,7 +72,7 @@ def run(sizes: Sequence[str] = SIZES) -> dict[str, Any]:
     if unknown := sorted(set(sizes) - set(SIZES)):
         raise SystemExit(f"no size {', '.join(unknown)}: there are {', '.join(SIZES)}")
     if not SCAN.is_file():
-        raise SystemExit(f"the scan is not there: {SCAN}")
+        raise SystemExit(f"{SCAN.relative_to(DATA)} is not under TOMOTRAIN_DATA or ../shared/data")
     rows = {size: measured(int(size), SCAN) for size in SIZES if size in sizes}
     every = list(rows.values())
     found = {

@@ -188,7 +188,8 @@ def open_plain(tree: Tree, member: Member, limits: Limits, *, once: bool = False
 def decoder_errors(member: Member) -> Iterator[None]:
     """Turn whatever pydicom and its plugins make of hostile bytes into InvalidScan with the file's name.
 
-    A panic of a plugin written in Rust is no `Exception`. pydicom's log is silenced meanwhile: it quotes
+    A panic of a plugin written in Rust is no `Exception`; an OSError without a number is not the system's, but
+    pydicom's own word for bytes that break off. pydicom's log is silenced meanwhile: it quotes
     values that it does not like, and they may identify a patient.
     """
     logger = logging.getLogger("pydicom")
@@ -197,9 +198,11 @@ def decoder_errors(member: Member) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (StorageError, OSError):
+    except StorageError:
         raise
     except BaseException as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
             raise
         raise InvalidScan(f"{member.name!r} is damaged: {type(error).__name__}: {error}") from error

@@ -55,7 +55,7 @@ def cube(side: int, seed: int) -> torch.Tensor:
 
 def dense(name: str, values: torch.Tensor) -> torch.Tensor:
     P = matrix(name, values.shape[0])
-    return torch.einsum("az,by,cx,zyx->abc", P, P, P, values)
+    return torch.einsum("zyx,az,by,cx->abc", values, P, P, P)
 
 
 @pytest.mark.parametrize("levels", [2, 3, 4, 5])
@@ -109,7 +109,7 @@ def test_pooled_again_the_centred_stencil_is_one_eighth_of_the_second_difference
     )
     D[0, 0] = D[7, 7] = -1
     S = torch.eye(8, dtype=torch.float64) + D / 8
-    expected = torch.einsum("az,by,cx,zyx->abc", S, S, S, values)
+    expected = torch.einsum("zyx,az,by,cx->abc", values, S, S, S)
     assert torch.allclose(pooled(prolonged_cube(values)), expected, atol=1e-14)
     assert torch.allclose(pooled(prolonged_cube(values, CONSTANT)), values, atol=1e-15)
     assert not torch.allclose(pooled(prolonged_cube(values)), values, atol=1e-2)

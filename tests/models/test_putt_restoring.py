@@ -59,7 +59,7 @@ def test_filling_keeps_what_was_observed_and_takes_the_rest_from_the_level_above
     above = mean.expand(2, 2, 2).clone()
     above[0, 0, 0], above[1, 1, 1] = first, last
     weights = torch.tensor([[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]], dtype=torch.float64)
-    expected = torch.einsum("az,by,cx,zyx->abc", weights, weights, weights, above)
+    expected = torch.einsum("zyx,az,by,cx->abc", above, weights, weights, weights)
     assert torch.allclose(found[mask == 0], expected[mask == 0], atol=1e-14)
 
 

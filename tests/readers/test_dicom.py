@@ -435,6 +435,21 @@ def test_hostile_bytes_raise_nothing_but_storage_errors(
         assert read_whole(path, Limits(decoded_bytes=1 << 20)).voxels.nbytes <= 1 << 20
 
 
+def test_a_sequence_that_breaks_off_is_damage_and_no_fault_of_the_disk(tmp_path: Path, sound: bytes) -> None:
+    """pydicom raises an OSError for it, when the sequence is asked for."""
+    named = sound.find(b"SQ\0\0")
+    if named < 0:
+        pytest.skip("an implicit header names no sequence")
+    at = named + 4
+    content = bytearray(sound)
+    content[at : at + 4] = (int.from_bytes(content[at : at + 4], "little") + 4).to_bytes(4, "little")
+    path = tmp_path / "scan"
+    path.write_bytes(content)
+    with pytest.raises(StorageError) as error:
+        read_whole(path)
+    assert not isinstance(error.value.__cause__, OSError) or error.value.__cause__.errno is None
+
+
 def test_values_of_a_bad_header_do_not_reach_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
