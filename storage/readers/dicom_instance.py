@@ -188,9 +188,9 @@ def open_plain(tree: Tree, member: Member, limits: Limits, *, once: bool = False
 def decoder_errors(member: Member) -> Iterator[None]:
     """Turn whatever pydicom and its plugins make of hostile bytes into InvalidScan with the file's name.
 
-    A panic of a plugin written in Rust is no `Exception`; an OSError without a number is not the system's, but
-    pydicom's own word for bytes that break off. pydicom's log is silenced meanwhile: it quotes
-    values that it does not like, and they may identify a patient.
+    A panic of a plugin written in Rust is no `Exception`; an OSError without a number is not the system's,
+    but pydicom's own word for bytes that break off. pydicom's log is silenced meanwhile: it quotes values
+    that it does not like, and they may identify a patient.
     """
     logger = logging.getLogger("pydicom")
     disabled, logger.disabled = logger.disabled, True
