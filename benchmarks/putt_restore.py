@@ -2,9 +2,10 @@
 
 Cubes of 64^3, values from 0 to 1 (`benchmarks.scan_cubes`). Noise is white and normal, and not clipped. Gaps:
 voxels kept at random, or cubes missing anywhere; their PSNR is that of the gaps alone, what was observed
-does not count. Means over the seeds, of decibels. Descents are of rank 40 and of the paper's 512 steps; each
-is run at the paper's rate and at RATE, direct ones at the full side also for eight times as long, where they
-are compared (first seed only).
+does not count. Means over the seeds, of decibels. Descents take the paper's 512 steps, each at the paper's
+rate and at RATE; direct ones, at the full side, also eight times as many where the two are compared (first
+seed only). Their ranks: with noise those that `denoised` finds, with gaps 40; with noise also 40, at the
+paper's rate.
 
 Noise:
     gaussian, oracle      the best of WIDTHS, which only who knows the truth can choose
@@ -20,6 +21,7 @@ Gaps:
 
     noise_gain            coarse to fine minus direct, equal steps, the paper's rate, sigma 0.1: least scan
     gaps_gain             the same at 10 % kept
+    ..._rank_40           of rank 40
     ..._own_rates         each at its better one of the two rates
     ..._8x                against direct for eight times as long, at its better rate
     fill_minus_train      pyramid minus the train of `complete`: worst scan and gaps
@@ -51,12 +53,14 @@ from models.tt.train import TensorTrain
 
 SCANS = ("stroke_t1", "abdomen_ct")
 SEEDS = (0, 1, 2)
-RANK, RATE, LONG = 40, 0.03, 8
+RANK, LONG = 40, 8
+PAPER, RATE = Schedule.paper(64).rate, 0.03
 SIGMAS = (0.05, 0.1, 0.2)
 KEPT = {"1 % kept": 0.01, "10 % kept": 0.1, "50 % kept": 0.5}
 BLOCKS = {"blocks of 8": (8, 50), "blocks of 16": (16, 6)}
 """Side and number of the cubes that are missing."""
 WIDTHS = np.arange(0.3, 2.05, 0.1)
+COARSE, DIRECT, DIRECT_LONG = "coarse to fine, ", "direct, ", "direct 8x, "
 NOISE, GAPS = "noise 0.1", "10 % kept"
 """Where descents are compared."""
 TARGETS = (
@@ -92,6 +96,7 @@ def with_noise(truth: Tensor, sigma: float, seed: int) -> dict[str, Row]:
     """Every way to take noise away, one seed."""
     generator = torch.Generator().manual_seed(seed)
     noisy = truth + sigma * torch.randn(truth.shape, generator=generator, dtype=truth.dtype)
+    long = seed == SEEDS[0] and f"noise {sigma:g}" == NOISE
     ways: dict[str, Way] = {
         "noisy": lambda: noisy,
         "gaussian, oracle": lambda: best_gaussian(noisy, truth),
@@ -100,7 +105,8 @@ def with_noise(truth: Tensor, sigma: float, seed: int) -> dict[str, Row]:
         "train": lambda: of(denoised(noisy).train),
         "shifts": lambda: denoise(noisy, seed=seed).values,
         "shifts, train": lambda: of(denoise(noisy, seed=seed).train),
-        **descents(noisy, None, seed, long=seed == SEEDS[0] and f"noise {sigma:g}" == NOISE),
+        **{f"{name}, rank {RANK}": way for name, way in descents(noisy, None, seed, (PAPER,)).items()},
+        **descents(noisy, None, seed, ranks=denoised(noisy).train.ranks, long=long),
     }
     return {name: timed(way, truth, torch.ones_like(truth) > 0) for name, way in ways.items()}
 
@@ -137,20 +143,28 @@ def observed(name: str, side: int, seed: int) -> Tensor:
     return mask
 
 
-def descents(values: Tensor, mask: Tensor | None, seed: int, *, long: bool) -> dict[str, Way]:
-    """Coarse to fine and direct, at both rates."""
-    paper, config = Schedule.paper(len(values)), DescentConfig(max_rank=RANK)
+def descents(
+    values: Tensor,
+    mask: Tensor | None,
+    seed: int,
+    rates: Sequence[float] = (PAPER, RATE),
+    *,
+    ranks: int | tuple[int, ...] = RANK,
+    long: bool = False,
+) -> dict[str, Way]:
+    """Coarse to fine and direct, at each rate."""
+    paper, config = Schedule.paper(len(values)), DescentConfig(max_rank=ranks)
 
     def descent(schedule: Schedule) -> Way:
         return lambda: of(descended(values, schedule, config, seed=seed, mask=mask).train)
 
     ways: dict[str, Way] = {}
-    for rate in (paper.rate, RATE):
+    for rate in rates:
         direct = Schedule.direct(len(values), paper.steps, rate)
-        ways[f"coarse to fine, {rate:g}"] = descent(replace(paper, rate=rate))
-        ways[f"direct, {rate:g}"] = descent(direct)
+        ways[f"{COARSE}{rate:g}"] = descent(replace(paper, rate=rate))
+        ways[f"{DIRECT}{rate:g}"] = descent(direct)
         if long:
-            ways[f"direct 8x, {rate:g}"] = descent(replace(direct, steps=LONG * paper.steps))
+            ways[f"{DIRECT_LONG}{rate:g}"] = descent(replace(direct, steps=LONG * paper.steps))
     return ways
 
 
@@ -193,31 +207,30 @@ def means(seeds: Sequence[dict[str, Row]]) -> dict[str, Row]:
 def keys(scans: dict[str, Row]) -> dict[str, float]:
     """What is asked, of the scan where it is worst."""
     found = {}
-    paper = Schedule.paper(64).rate
     for name, place in (("noise_gain", NOISE), ("gaps_gain", GAPS)):
         tables = [scan[place] for scan in scans.values()]
-        found[name] = min(
-            table[f"coarse to fine, {paper:g}"]["psnr"] - table[f"direct, {paper:g}"]["psnr"]
-            for table in tables
-        )
-        found[f"{name}_own_rates"] = min(
-            best(table, "coarse to fine, ") - best(table, "direct, ") for table in tables
-        )
-        found[f"{name}_8x"] = min(
-            best(table, "coarse to fine, ") - best(table, "direct 8x, ") for table in tables
-        )
+        found[name] = min(gain(table, f"{PAPER:g}") for table in tables)
+        if place == NOISE:
+            found[f"{name}_rank_{RANK}"] = min(gain(table, f"{PAPER:g}, rank {RANK}") for table in tables)
+        ours = [best(table, COARSE) for table in tables]
+        for against, long in (("own_rates", DIRECT), ("8x", DIRECT_LONG)):
+            found[f"{name}_{against}"] = min(
+                one - best(table, long) for one, table in zip(ours, tables, strict=True)
+            )
     gaps = [table for scan in scans.values() for table in scan.values() if "pyramid" in table]
-    for way, key in (
-        ("complete, train", "fill_minus_train"),
-        (f"complete, rank {RANK}", "fill_minus_rank_40"),
-    ):
-        found[key] = max(table["pyramid"]["psnr"] - table[way]["psnr"] for table in gaps)
+    for way, key in (("complete, train", "train"), (f"complete, rank {RANK}", f"rank_{RANK}")):
+        found[f"fill_minus_{key}"] = max(table["pyramid"]["psnr"] - table[way]["psnr"] for table in gaps)
     return found
 
 
-def best(table: Row, ways: str) -> float:
-    """The highest PSNR of the ways whose names begin so."""
-    return max(float(row["psnr"]) for name, row in table.items() if name.startswith(ways))
+def gain(table: Row, how: str) -> float:
+    """Coarse to fine minus direct."""
+    return float(table[f"{COARSE}{how}"]["psnr"] - table[f"{DIRECT}{how}"]["psnr"])
+
+
+def best(table: Row, way: str) -> float:
+    """The highest PSNR of a way at any rate."""
+    return max(float(table[name]["psnr"]) for rate in (PAPER, RATE) if (name := f"{way}{rate:g}") in table)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -225,14 +238,14 @@ def show(result: dict[str, Any]) -> None:
     for scan, tables in result["scans"].items():
         for name, table in tables.items():
             print(f"\n{scan}, {name}")
-            print(f"  {'':<24}{'PSNR':>8}{'least':>8}{'CPU s':>8}")
+            print(f"  {'':<32}{'PSNR':>8}{'least':>8}{'CPU s':>8}")
             for way, row in table.items():
                 more = "".join(f"  {key} {row[key]:.4g}" for key in ("expected", "rank") if key in row)
-                print(f"  {way:<24}{row['psnr']:>8.2f}{row['least']:>8.2f}{row['cpu_s']:>8.2f}{more}")
+                print(f"  {way:<32}{row['psnr']:>8.2f}{row['least']:>8.2f}{row['cpu_s']:>8.2f}{more}")
     show_targets(result["targets"])
     print()
     for key, value in result.items():
         if isinstance(value, float):
-            print(f"{key:<24}{value:.3g}")
+            print(f"{key:<28}{value:.3g}")
     for way, reason in result["skipped"].items():
         print(f"skipped: {way}, {reason}")

@@ -17,7 +17,7 @@ from benchmarks.real_scans import missing
 from models.putt.descent import Schedule
 from models.putt.morton import to_morton
 
-TINY = Schedule(start=4, upsample_at=(10, 20), steps=40, rate=0.05, warm_up=5)
+TINY = Schedule(start=4, upsample_at=(10, 20), steps=40, rate=0.008, warm_up=5)
 
 
 @pytest.fixture(autouse=True)
@@ -108,10 +108,16 @@ def test_noise_and_gaps_are_restored_and_compared_as_is_said(tiny: torch.Tensor)
     assert noise["gaussian, oracle"]["psnr"] > noise["noisy"]["psnr"] + 2
     assert noise["shifts"]["psnr"] > noise["noisy"]["psnr"] + 2
     assert ("non-local means" in noise) == ("non-local means" not in result["skipped"])
-    assert result["noise_gain"] == noise["coarse to fine, 0.05"]["psnr"] - noise["direct, 0.05"]["psnr"]
-    assert result["gaps_gain"] == gaps["coarse to fine, 0.05"]["psnr"] - gaps["direct, 0.05"]["psnr"]
-    assert noise["direct 8x, 0.05"]["seeds"] == 1
-    assert "direct 8x, 0.05" not in tables["noise 0.2"]
+    for key, table in (("noise_gain", noise), ("gaps_gain", gaps)):
+        assert result[key] == table["coarse to fine, 0.008"]["psnr"] - table["direct, 0.008"]["psnr"]
+        ours, direct, long = (
+            max(table[f"{way}, {rate}"]["psnr"] for rate in ("0.008", "0.03"))
+            for way in ("coarse to fine", "direct", "direct 8x")
+        )
+        assert (result[f"{key}_own_rates"], result[f"{key}_8x"]) == (ours - direct, ours - long)
+    assert noise["coarse to fine, 0.008, rank 40"]["psnr"] != noise["coarse to fine, 0.008"]["psnr"]
+    assert noise["direct 8x, 0.008"]["seeds"] == 1
+    assert "direct 8x, 0.008" not in tables["noise 0.2"]
     assert result["fill_minus_train"] == max(
         table["pyramid"]["psnr"] - table["complete, train"]["psnr"]
         for name, table in tables.items()
