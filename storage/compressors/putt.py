@@ -29,7 +29,7 @@ class Putt(Framed):
     side: int = 64
 
     def setting(self, values: Array) -> Setting | None:
-        """`step`: the error's deviation is about 0.3 steps, or less."""
+        """`step`: the error's deviation is about a quarter of a step, or less."""
         return in_voxel_units("step", values, COARSEST)
 
     def packed(self, values: Array, number: float) -> bytes:

@@ -12,7 +12,15 @@ square of all columns. All of that is integers, and sums and products of floats 
 changes. A class of expected magnitudes, a quarter of an octave wide, has a table of probabilities (`tables`):
 none is learnt from the train, which may be tiny. The integers of a group are coded class by class.
 
-Large integers leave their lowest bits out of it; those, signs, and what is beyond the tables stand plainly.
+Large integers leave their lowest bits out of it; those, signs, and what is beyond the tables stand plainly:
+
+    varint    number of bytes of the range coder's words, and these, 32 bits each, little-endian
+    varint    number of bytes of plain bits, and these, the first bit of a byte its highest: of each group
+              the bits left out, the lowest of all its integers first, and then of each that is not 0 whether it is below
+    varints   what integers at the tables' end exceed it by
+
+Before each core but the first stand its rows' norms, in quarters of an octave, without signs: their number,
+the largest, by how much they fall in all, and each fall, expected as `_told_norms` has it.
 """
 
 from __future__ import annotations

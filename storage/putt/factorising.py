@@ -36,7 +36,7 @@ DEPENDENT = 1e-10
 def factorised(
     values: NDArray[np.floating], step: float, *, max_rank: int | None = None, offset: float | None = None
 ) -> IntegerTrain:
-    """The train of values (n_1, ..., n_L): the deviation of its error is about 0.25 steps, or less.
+    """The train of values (n_1, ..., n_L): its error's deviation is about a quarter of a step, or less.
 
     `offset`, the mean if it is not given, is taken off first. Raises ValueError for values that are not
     finite and for a step that is not above 0.

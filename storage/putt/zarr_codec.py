@@ -127,7 +127,7 @@ class ChunkCodec(ArrayBytesCodec):
 
 @dataclass(frozen=True)
 class PuttCodec(ChunkCodec):
-    """Blocks for a step: the error's deviation is about 0.3 steps, or less.
+    """Blocks for a step: the error's deviation is about a quarter of a step, or less.
 
     Raises ValueError for a step that is not above 0, and for another version of the format.
     """
