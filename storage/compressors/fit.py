@@ -68,14 +68,6 @@ class Target:
     coarser_meets: bool
     """Whether it is coarser settings that do it."""
 
-    def met(self, report: Report) -> bool:
-        """Whether the file does it."""
-        return self.excess(report) >= 0
-
-    def near(self, report: Report) -> bool:
-        """Whether it does, and hardly more."""
-        return 0 <= self.excess(report) <= self.enough
-
 
 def target(*, ratio: float | None = None, psnr: float | None = None, bound: float | None = None) -> Target:
     """One of: source bytes for each stored byte, at least; dB, at least; an error of every voxel, at most.
