@@ -12,6 +12,8 @@ originals, and asked about scans of other people, original and compressed.
 train of the original's fibres, of features of the compressed scan; and a train whose fibres were chosen in
 the compressed scan. `seed_change` is how far the original's train moves with another seed of its fibres.
 
+    ratio               bytes of the finest level's voxels for each byte of compressed chunks, of all levels
+    psnr                dB, the peak a scan's range; of a cohort, the mean over scans
     feature_change      |f' - f| / |f|, for a cohort the median over scans; f is what the head takes
     centred_change      the same, each feature's mean (over the cohort, over the scan) taken off f
     answer_change       root mean square of p' - p over the standard deviation of p
@@ -23,7 +25,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -310,9 +312,8 @@ def same_fibres(volume: Volume, fibres: Fibres) -> TensorTrain:
 
 def encoded(volume: Volume, reader: CubeReader) -> EncodedVoxels:
     """A volume behind the encoder of `embed`."""
-    config = replace(EMBED, seed=SEED)
     statistics = intensities(volume.stored.statistics)
-    encoder = ENCODERS[config.encoder](reader.channels, config.n_dim, config.seed, statistics, CPU)
+    encoder = ENCODERS[EMBED.encoder](reader.channels, EMBED.n_dim, EMBED.seed, statistics, CPU)
     return EncodedVoxels(reader, encoder, CPU)
 
 

@@ -40,6 +40,7 @@ from storage.compressors.report import psnr_of
 from storage.putt.coder import encoded
 from storage.putt.digits import Digits
 from storage.putt.factorising import factorised
+from storage.putt.integer_train import IntegerTrain
 
 RATIOS = (5, 10, 20, 50, 100)
 NEAR, TRIALS = 0.05, 4
@@ -51,6 +52,7 @@ AUTO_AT, TEMPORAL_AT = 20, 10
 CLOSE = 1.1
 """Compressors are searched exactly whose curve says that they come so near to the best."""
 RANK, LOST_DB, BLOCK = 40, 0.1, 64
+LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
 TARGETS = (
     Target("quantised_over_float32", 0.2),
     Target("coder_over_lzma", 0.7),
@@ -253,13 +255,15 @@ def of_integers(values: Array, points: Curve) -> Row:
     if not trains:
         return {}
     coded = sum(len(encoded(train)) for train in trains)
+    integers = sum(core.size for train in trains for core in train.cores)
+    return {"coder_over_lzma": coded / lzma_bytes(trains), "integers": integers, "coded_bytes": coded}
+
+
+def lzma_bytes(trains: Sequence[IntegerTrain]) -> int:
+    """What lzma makes of all integers."""
     flat = np.concatenate([core.ravel() for train in trains for core in train.cores])
     width = next(width for width in ("i1", "<i2", "<i4", "<i8") if np.array_equal(flat.astype(width), flat))
-    packed = lzma.compress(flat.astype(width).tobytes(), lzma.FORMAT_RAW, filters=LZMA)
-    return {"coder_over_lzma": coded / len(packed), "integers": len(flat), "coded_bytes": coded}
-
-
-LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
+    return len(lzma.compress(flat.astype(width).tobytes(), lzma.FORMAT_RAW, filters=LZMA))
 
 
 def middle_block(values: Array) -> Array:

@@ -22,8 +22,8 @@ Gaps:
     noise_gain            coarse to fine minus direct, equal steps, the paper's rate, sigma 0.1: least scan
     gaps_gain             the same at 10 % kept
     ..._rank_40           of rank 40
-    ..._own_rates         each at its better one of the two rates
-    ..._8x                against direct for eight times as long, at its better rate
+    ..._own_rates         each at its better one of the two rates, which only who knows the truth can choose
+    ..._8x                likewise, against direct for eight times as long (whose seed is one)
     fill_minus_train      pyramid minus the train of `complete`: worst scan and gaps
 """
 

@@ -13,7 +13,6 @@ Keys stand for the worst of the scans at about 20:1; times only for scans whose 
 
 from __future__ import annotations
 
-import lzma
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.putt_rate import LZMA, quantised_over_float32
+from benchmarks.putt_rate import lzma_bytes, quantised_over_float32
 from benchmarks.real_scans import RealScan, missing, values_of
 from benchmarks.targets import Target, judged, number, show_targets
 from storage.compressors.parts import grid
@@ -132,13 +131,6 @@ def psnr(tiles: list[Array], trains: list[IntegerTrain]) -> float:
     squared = float(np.mean(np.concatenate([error.ravel() for error in errors])))
     peak = float(max(tile.max() for tile in tiles)) - float(min(tile.min() for tile in tiles))
     return float(10 * np.log10(peak**2 / squared))
-
-
-def lzma_bytes(trains: list[IntegerTrain]) -> int:
-    """What lzma makes of all integers."""
-    flat = np.concatenate([core.ravel() for train in trains for core in train.cores])
-    width = next(width for width in ("i1", "<i2", "<i4", "<i8") if np.array_equal(flat.astype(width), flat))
-    return len(lzma.compress(flat.astype(width).tobytes(), lzma.FORMAT_RAW, filters=LZMA))
 
 
 def milliseconds(work: Callable[[], object]) -> float:

@@ -7,7 +7,7 @@ import lzma
 import numpy as np
 import pytest
 
-from benchmarks import putt_tiles
+from benchmarks import putt_rate, putt_tiles
 from benchmarks.real_scans import RealScan
 from storage.putt.coder import encoded
 from storage.putt.integer_train import IntegerTrain
@@ -31,8 +31,8 @@ def test_lzma_takes_the_same_integers_in_bytes_that_hold_them() -> None:
     large = IntegerTrain((np.full((1, 8, 1), 700),), 1.0, 0.0)
     for trains, width in (([small, small], "i1"), ([small, large], "<i2")):
         flat = np.concatenate([train.cores[0].ravel() for train in trains]).astype(width)
-        expected = lzma.compress(flat.tobytes(), lzma.FORMAT_RAW, filters=putt_tiles.LZMA)
-        assert putt_tiles.lzma_bytes(trains) == len(expected)
+        expected = lzma.compress(flat.tobytes(), lzma.FORMAT_RAW, filters=putt_rate.LZMA)
+        assert putt_rate.lzma_bytes(trains) == len(expected)
 
 
 def test_keys_are_those_of_the_worst_scan(monkeypatch, capsys) -> None:
