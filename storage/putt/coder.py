@@ -16,7 +16,8 @@ Large integers leave their lowest bits out of it; those, signs, and what is beyo
 
     varint    number of bytes of the range coder's words, and these, 32 bits each, little-endian
     varint    number of bytes of plain bits, and these, the first bit of a byte its highest: of each group
-              the bits left out, the lowest of all its integers first, and then of each that is not 0 whether it is below
+              the bits left out, the lowest of all its integers first, and then the signs of those that
+              are not 0, 1 below it
     varints   what integers at the tables' end exceed it by
 
 Before each core but the first stand its rows' norms, in quarters of an octave, without signs: their number,
