@@ -148,9 +148,14 @@ def in_voxel_units(name: str, values: Array, coarsest: float) -> Setting:
 
 
 def as_dtype(values: Array, dtype: Dtype) -> Array:
-    """Floats in the source's dtype: rounded and kept within it where it is an integer one."""
+    """Floats in the source's dtype: kept within it, and rounded where it is an integer one. A float dtype
+    keeps NaN and infinities.
+    """
     if dtype.kind not in "iu":
-        return values.astype(dtype)
+        with np.errstate(over="ignore"):
+            told = values.astype(dtype)
+        beyond = np.isinf(told) & np.isfinite(values)
+        return np.where(beyond, np.copysign(np.finfo(dtype).max, told), told) if beyond.any() else told
     limits = np.iinfo(dtype)
     return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
 

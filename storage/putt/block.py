@@ -7,8 +7,8 @@ The first byte says what follows:
     2  as it is    the values, packed without loss: where they are not all finite, where a train takes more,
                    and where numbers are too large or too fine for one
 
-All numbers are little-endian. Integers are rounded to the nearest when they are read, and kept within their
-dtype. A part, and a coarser level of a train, are made from the train itself.
+All numbers are little-endian. Integers are rounded to the nearest when they are read; all values are kept
+within their dtype. A part, and a coarser level of a train, are made from the train itself.
 """
 
 from __future__ import annotations
@@ -151,13 +151,22 @@ def _unpacked(data: bytes, count: int) -> bytes:
 
 
 def _as(values: NDArray[np.float64], dtype: Dtype) -> Array:
-    """Rounded and kept within an integer dtype. Raises ValueError where they are not finite."""
+    """Kept within the dtype, rounded for an integer one. Raises ValueError where they are not finite."""
     if not np.isfinite(values).all():
         raise ValueError("the block's values are not finite: they are no train's and no constant's")
     if dtype.kind not in "iu":
-        return values.astype(dtype)
+        return _within(values, dtype)
     limits = np.iinfo(dtype)
     most = float(limits.max)
     return np.clip(np.rint(values), limits.min, most if most == limits.max else np.nextafter(most, 0)).astype(
         dtype
     )
+
+
+def _within(values: NDArray[np.float64], dtype: Dtype) -> Array:
+    """Finite values in a float dtype: its largest number stands for those beyond it."""
+    told = values.astype(dtype)
+    if told.dtype == values.dtype or np.isfinite(told).all():
+        return told
+    most = float(np.finfo(dtype).max)
+    return np.clip(values, -most, most).astype(dtype)

@@ -62,6 +62,16 @@ def test_integers_stay_within_their_dtype() -> None:
     assert told.max() > 215
 
 
+def test_floats_stay_within_their_dtype() -> None:
+    most = np.finfo(np.float32).max
+    values = np.where(np.random.default_rng(1).random((16, 16, 16)) < 0.5, -most, most)
+    told = block_values(block_bytes(values, 1e38), (16, 16, 16), np.dtype(np.float32))
+    assert np.isfinite(told).all()
+    assert {told.min(), told.max()} == {-most, most}
+    told = block_values(block_bytes(np.full((2, 2, 2), 1e300), 1.0), (2, 2, 2), np.dtype(np.float32))
+    assert (told == most).all()
+
+
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_a_part_has_the_bits_of_the_whole(data: st.DataObject) -> None:
