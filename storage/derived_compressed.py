@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from storage.checkpoints import Checkpoints
 from storage.compressors import BOUNDED, COMPRESSORS, MissingPeer, UnsuitableValues
 from storage.compressors.base import Setting
+from storage.compressors.bounded import MOST_DELTA
 from storage.compressors.report import psnr_of
 from storage.compressors.sampled import Code, Each, Estimate, Goal, Sample, Tile, drawn, estimated, searched
 from storage.derived import Drafts, Written, drafted, parallel
@@ -169,7 +170,7 @@ def scheme_of(name: str, goal: Goal, stored: StoredVolume) -> Scheme:
 
 def _bounded(goal: Goal, dtype: np.dtype[Any]) -> Scheme:
     if dtype.kind in "iu":
-        delta = float(math.floor(goal.value))
+        delta = float(min(math.floor(goal.value), MOST_DELTA))
         return Scheme(
             BOUNDED.name, None, lambda number: framed(BOUNDED.name, {"delta": delta}, lossless=delta == 0)
         )

@@ -93,12 +93,12 @@ class Goal:
     def excess(self, ratio: float, psnr: float, max_error: float) -> float:
         """By how much it is exceeded: at least 0 where it is met. Logarithms, and dB."""
         if self.kind == "ratio":
-            return log(ratio / self.value)
+            return log(ratio) - log(self.value)
         if self.kind == "psnr":
             return max(-FARTHEST_GAP, min(FARTHEST_GAP, psnr - self.value))
         if max_error == 0 or self.value == 0:
             return FARTHEST_GAP if max_error == 0 else -FARTHEST_GAP
-        return log(self.value / max_error)
+        return log(self.value) - log(max_error)
 
     def of(self, found: Estimate) -> float:
         """The excess of an estimate."""

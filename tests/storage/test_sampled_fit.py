@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,11 @@ def test_a_moved_goal_is_met_where_the_first_is_exceeded_by_as_much(goal: Goal) 
     found = Estimate(None, 1.0, 25.0, 45.0, 1.0)
     moved = goal.moved(goal.of(found))
     assert moved.of(found) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_least_and_the_largest_goals_there_are_can_be_compared() -> None:
+    assert Goal("bound", 5e-324).excess(1, 20, 1e4) == pytest.approx(-753.65, abs=0.01)
+    assert Goal("ratio", 1.7e308).moved(1).excess(2, 20, 1) == -inf
 
 
 def test_no_error_at_all_meets_every_bound_and_an_error_never_meets_0() -> None:

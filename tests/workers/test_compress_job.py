@@ -177,6 +177,8 @@ def test_a_psnr_is_met_for_every_dtype_and_shape(clinic: School, shape: Any, dty
         (np.int16, 0, "bounded"),
         (np.float32, 0, "blosc"),
         (np.float32, 2.5, "putt"),
+        (np.int16, 1e308, "bounded"),
+        (np.float32, 1e308, "putt"),
     ],
 )
 def test_a_bound_holds_on_every_voxel(clinic: School, dtype: Any, bound: float, compressor: str) -> None:
@@ -207,6 +209,16 @@ def test_odd_volumes(clinic: School, voxels: Array) -> None:
         if wanted == {"bound": 0} or result["peak"] == 0:
             np.testing.assert_array_equal(told, voxels.T)
             assert (result["psnr"], result["max_error"]) == (None, 0)
+
+
+def test_the_largest_numbers_of_a_dtype_stay_finite(clinic: School) -> None:
+    most = np.finfo(np.float32).max
+    voxels = np.clip((body((24, 20, 16), np.float64) - 60) / 40, -1, 1) * most
+    source = clinic.ingested(scan(voxels.astype(np.float32)))
+    result = result_of(clinic.run("compress", {"ratio": 20}, source))
+    told = opened(clinic, result["volume_id"]).array(0)[...]
+    assert result["max_error"] > 0
+    assert told.max() == most
 
 
 def test_gaps_stay_known(clinic: School) -> None:
