@@ -113,7 +113,7 @@ def denoised(
     Without `sigma` it is estimated (`noise_deviation`). Raises InvalidConfig for a rule that there is not and
     a deviation that is none, InvalidShape for what is no cube of side 2^L, NonFinite for values that are not.
     """
-    edge = _Edge(_checked(sigma, cube, rule), rule)
+    edge = Edge(_checked(sigma, cube, rule), rule)
     return Denoised(tt_svd_by_gram(to_morton(cube), max_rank=max_rank, floor=edge)[0], edge.sigma)
 
 
@@ -143,14 +143,16 @@ def denoise(
 
 
 @dataclass(frozen=True)
-class _Edge:
+class Edge:
     """The squared singular value up to which a direction is noise."""
 
     sigma: float
     rule: str
 
     def __call__(self, rows: int, columns: int) -> float:
-        return (self.sigma * RULES[self.rule](rows, columns)) ** 2
+        """Of an unfolding; infinite where a float does not hold it."""
+        edge = self.sigma * RULES[self.rule](rows, columns)
+        return edge * edge
 
 
 def _checked(sigma: float | None, volume: Tensor, rule: str) -> float:

@@ -187,6 +187,16 @@ def test_what_gives_nothing_to_denoise_is_left_as_it_is(bench: Bench) -> None:
     np.testing.assert_array_equal(bench.voxels(exact["volume_id"]), voxels)
 
 
+@pytest.mark.parametrize("shape", [(16, 16, 16), (12, 9, 1)])
+def test_noise_whose_square_no_float_holds_is_as_any_that_drowns_all(
+    bench: Bench, shape: tuple[int, int, int]
+) -> None:
+    source = bench.taken_in(phantom(shape))
+    drowned, beyond = (bench.result("denoise", source, sigma=sigma) for sigma in (1e9, 1e200))
+    assert beyond["rank"] == 1
+    np.testing.assert_array_equal(bench.voxels(beyond["volume_id"]), bench.voxels(drowned["volume_id"]))
+
+
 def test_denoising_keeps_gaps_and_what_stands_in_for_them(bench: Bench) -> None:
     voxels = phantom((24, 20, 22)) + normal((24, 20, 22), 25.0) + 1000
     voxels[5:9, 3:8, 4:10] = np.nan

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pydantic import Field, ValidationInfo, field_validator
 
-from models.putt.denoising import RULES, denoised, noise_deviation
+from models.putt.denoising import Edge, denoised, noise_deviation
 from models.putt.factorising import tt_svd_by_gram
 from models.putt.morton import from_morton
 from models.threads import one_thread
@@ -242,8 +242,7 @@ def _cut(values: Float64, sigma: float, device: str) -> tuple[Float64, int]:
         return from_morton(train.full()).cpu().numpy(), max(train.ranks, default=1)
     digits = Digits.of(_shape(values))
     by_digits = torch.from_numpy(digits.split(values)).to(device)
-    edge = RULES[RULE]
-    train, _ = tt_svd_by_gram(by_digits, floor=lambda rows, columns: (sigma * edge(rows, columns)) ** 2)
+    train, _ = tt_svd_by_gram(by_digits, floor=Edge(sigma, RULE))
     return digits.joined(train.full().cpu().numpy()), max(train.ranks, default=1)
 
 
