@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import NoneType
+from typing import Any
 
 from storage.errors import CorruptVolume
 
@@ -48,11 +50,11 @@ class Manifest:
         """
         try:
             document = json.loads((folder / NAME).read_text())
-            manifest = cls({key: StoredObject(**entry) for key, entry in document["objects"].items()})
-            version, digest = document["version"], document["digest"]
+            manifest = cls({key: _object(entry) for key, entry in document["objects"].items()})
+            version, digest, found = document["version"], document["digest"], manifest.digest
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptVolume(NAME, f"the manifest cannot be read: {error}") from error
-        if (version, digest) != (VERSION, manifest.digest):
+        if (version, digest) != (VERSION, found):
             raise CorruptVolume(NAME, f"version {version} and {digest} are not what the manifest holds")
         return manifest
 
@@ -86,6 +88,18 @@ class Manifest:
                 raise CorruptVolume(key, "the object is missing")
             if _size_and_sha256(path) != (entry.size, entry.sha256):
                 raise CorruptVolume(key, "the object is not the one that the manifest names")
+
+
+def _object(entry: dict[str, Any]) -> StoredObject:
+    """An entry of the document. Raises TypeError where it is none."""
+    found = StoredObject(**entry)
+    if (
+        type(found.size) is not int
+        or type(found.sha256) is not str
+        or type(found.seal) not in (int, NoneType)
+    ):
+        raise TypeError(f"{entry} is no entry of size, sha256 and seal")
+    return found
 
 
 def _size_and_sha256(path: Path) -> tuple[int, str]:
