@@ -37,8 +37,10 @@ PACKED = struct.Struct("<4xIII")
 """Blosc's header: values' bytes, a block's, and the bytes of all that was packed, after four of flags."""
 LARGEST = 1e100
 """Squares of numbers are summed."""
-FINEST = 2.0**40
-"""Of steps in a block's norm: the integers of a train stay far below 2^63."""
+FINEST = 2.0**27
+"""Of steps in a block's norm. The sums of a train's last product are 2^25 times as large at most, so that
+they stay below 2^53, with a bit to spare for rows that rounding has left not quite orthogonal.
+"""
 LEAST_PART = 2
 """Levels of the sub-blocks that a part is made of: 4^3 voxels."""
 

@@ -8,8 +8,9 @@ of q_b, in sixteenths of an octave: rows of H_b have unit norm, whatever the int
 
 H is held in fixed point, in units of 2^-24, and products are rounded to it again. As float64 holds integers
 exactly up to 2^53, no matrix product of these rounds, so that their order cannot matter: with u = 2^24 sums
-stay below 2^53 = 32 u^2, by the Cauchy-Schwarz inequality. Products are made from the right, for a part of
-the values as for all: a part has the same bits.
+stay below 2^53 = 32 u^2, by the Cauchy-Schwarz inequality, as rows are orthogonal but for rounding. So do
+those of the last product, with q_1, of blocks that are coarse enough (`block.FINEST`). Products are made from
+the right, for a part of the values as for all: a part has the same bits.
 """
 
 from __future__ import annotations

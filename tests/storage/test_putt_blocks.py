@@ -14,7 +14,9 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.putt.block import AS_IT_IS, CONSTANT, TRAIN, block_bytes, block_part, block_values
+from storage.putt.block import AS_IT_IS, CONSTANT, FINEST, TRAIN, block_bytes, block_part, block_values
+from storage.putt.digits import Digits
+from storage.putt.factorising import factorised
 from storage.putt.zarr_codec import PuttCodec
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -104,6 +106,21 @@ def test_what_no_train_can_hold_keeps_its_bits(values: Array, step: float) -> No
     assert data[0] == AS_IT_IS
     told = block_values(data, (4, 4, 4), values.dtype)
     assert told.tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("side", [8, 16, 32])
+def test_no_sum_of_a_train_rounds_and_what_is_finer_keeps_its_bits(side: int) -> None:
+    """Magnitudes of the last product's terms sum to less than 2^53: no order of them can matter."""
+    z, y, x = np.ogrid[tuple(slice(-1, 1, side * 1j) for _ in range(3))]
+    field = np.exp(-2 * (x * x + y * y + z * z)) + 0.3 * np.sin(5 * x + 3 * y) * np.cos(4 * z)
+    values = np.rint((field - field.min()) / np.ptp(field) * (2**32 - 1) - 2**31).astype(np.int32)
+    step = 2**32 * side**1.5 / FINEST
+    assert block_bytes(values, 0.99 * step)[0] == AS_IT_IS
+    digits = Digits.of(values.shape)
+    train = factorised(digits.split(values.astype(np.float64)), 1.01 * step)
+    assert side < 32 or block_bytes(values, 1.01 * step)[0] == TRAIN
+    magnitudes = np.abs(train.first) @ np.abs(train.right(1, digits.levels))
+    assert 2**44 < magnitudes.max() < 2**53
 
 
 @pytest.mark.parametrize("dtype", ["int64", "uint64"])
