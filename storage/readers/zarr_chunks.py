@@ -70,11 +70,17 @@ def _spans(file: BinaryIO, size: int, packing: Packing, key: str) -> Iterator[tu
     if size < index_bytes:
         raise InvalidScan(f"corrupt chunk {key}: too short for the index of its shard")
     file.seek(size - index_bytes if packing.index_at_end else 0)
+    named = 0
     for offset, length in struct.iter_unpack("<QQ", file.read(index_bytes - CRC_BYTES)):
         if (offset, length) == (ABSENT, ABSENT):
             continue
         if offset + length > size:
             raise InvalidScan(f"corrupt chunk {key}: the index of its shard points outside of it")
+        named += length
+        if named > size:
+            raise InvalidScan(
+                f"corrupt chunk {key}: the index of its shard names the same bytes several times"
+            )
         yield offset, length
 
 

@@ -29,8 +29,8 @@ COMPRESSING = {"gzip", "zstd", "blosc"}
 BLOCKS = "tomotrain.putt"
 """Our own codec: its blocks say what they take before they are decoded. Of `FRAMES` others decode some."""
 FRAMES = "tomotrain.compressed"
-MOST_BLOCK = 128
-"""Voxels along a side of a block: the ranks of a hostile one are bounded by its size."""
+MOST_BLOCK = 64
+"""Voxels along a side of a block, as we write them: what a hostile one takes grows with its size."""
 CODECS = {"bytes", "crc32c", "sharding_indexed", "transpose", BLOCKS} | COMPRESSING
 INDEX_CODECS = ["bytes", "crc32c"]
 COMPRESSORS = {"blosc", "gzip", "zlib", "zstd", "lz4"}

@@ -165,6 +165,21 @@ def test_shards_are_read_and_their_chunks_checked(tmp_path: Path) -> None:
         read_whole(path)
 
 
+def test_a_shard_whose_chunks_are_one_and_the_same_is_refused(tmp_path: Path) -> None:
+    """A few bytes must not be decoded as often as an index likes."""
+    data = np.random.default_rng(2).integers(0, 99, (32, 32, 32)).astype("i2")
+    path = save_array(tmp_path / "a.zarr", data, chunks=(16, 16, 16), shards=(32, 32, 32))
+    shard = path / "c/0/0/0"
+    content = shard.read_bytes()
+    offset, length = struct.unpack_from("<QQ", content, len(content) - 8 * 16 - 4)
+    index = struct.pack("<QQ", 0, length) * 8
+    chunk = content[offset : offset + length]
+    shard.write_bytes(chunk + index + struct.pack("<L", google_crc32c.value(index)))
+    np.testing.assert_array_equal(zarr.open_array(path)[:16, :16, 16:], data[:16, :16, :16])
+    with pytest.raises(InvalidScan, match="names the same bytes several times"):
+        read_whole(path)
+
+
 def test_absent_chunks_are_counted_without_listing_them(tmp_path: Path) -> None:
     path = save_array(tmp_path / "a.zarr", ramp(SHAPE), fill_value=7)
     (path / "c/1/0/0").unlink()

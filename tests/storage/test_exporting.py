@@ -261,7 +261,7 @@ def test_a_compressed_store_that_is_sent_is_read_or_refused_with_a_cure(tmp_path
         document["chunk_grid"]["configuration"]["chunk_shape"] = [20, 256, 256]
         document["codecs"][0]["configuration"]["chunk_shape"] = [20, 256, 256]
 
-    with pytest.raises(UnsupportedScan, match="at most 128 a side"):
+    with pytest.raises(UnsupportedScan, match="at most 64 a side"):
         open_scan(altered(blocks, huge))
 
 
