@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from benchmarks.provenance import digest
 from benchmarks.results.runs import Run, Runs
@@ -101,15 +102,25 @@ def is_stale(run: Run, digest: str | None) -> bool:
 
 
 def _ahead_on(runs: Runs, of: Asked) -> int | None:
-    """In how many cases `cpic` is ahead by one of its readings; None while none is, and some were not run."""
+    """In how many cases `cpic` is ahead by one of its readings, which tells more than the mean does; None
+    while it is in none, and some were not run.
+    """
     gains = {
         name: [runs.cases[name].told.get("differences", {}).get(key) for key in keys]
         for name, keys in of.ahead.items()
         if name in runs.cases
     }
-    count = sum(any(gain is not None and gain["value"] > 0 for gain in each) for each in gains.values())
+    count = sum(
+        any(gain is not None and gain["value"] > 0 and _tells(runs.cases[name], gain) for gain in each)
+        for name, each in gains.items()
+    )
     known = len(gains) == len(of.ahead) and all(gain is not None for each in gains.values() for gain in each)
     return count if count or known else None
+
+
+def _tells(run: Run, gain: Mapping[str, Any]) -> bool:
+    """Whether R2 of what is ahead is above 0: of two that tell nothing one is always ahead."""
+    return bool(run.told["regressors"][gain["of"]]["r2"]["value"] > 0)
 
 
 def _measured(run: Run, key: str) -> float | None:

@@ -218,14 +218,27 @@ def test_the_list_of_targets_is_the_benchmarks_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "measured", "holds"),
-    [([-0.1, 0.2], 1, True), ([-0.1, -0.2], 0, False), ([-0.1, None], None, None), ([0.1, None], 1, True)],
+    ("values", "r2", "measured", "holds"),
+    [
+        ([-0.1, 0.2], 0.3, 1, True),
+        ([-0.1, 0.2], -0.3, 0, False),
+        ([-0.1, -0.2], 0.3, 0, False),
+        ([-0.1, None], 0.3, None, None),
+        ([0.1, None], 0.3, 1, True),
+    ],
 )
-def test_ahead_on_one_real_cohort_is_asked_of_all_of_them_together(values, measured, holds) -> None:
+def test_ahead_on_one_real_cohort_is_asked_of_all_of_them_together(values, r2, measured, holds) -> None:
+    """Ahead of what tells nothing by what tells nothing is not ahead."""
     keys = ["cpic minus best simple r2"]
     of = Asked({}, ahead={"ixi_age": keys, "soop": keys})
     cases = {
-        name: Run({"differences": {keys[0]: score(value)}}, "")
+        name: Run(
+            {
+                "differences": {keys[0]: {**score(value), "of": "cpic"}},
+                "regressors": {"cpic": {"r2": score(r2)}},
+            },
+            "",
+        )
         for name, value in zip(of.ahead, values, strict=True)
         if value is not None
     }
