@@ -272,7 +272,7 @@ def test_what_a_compressor_cannot_do_comes_as_a_problem_with_its_cause(
     words: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorly", None)
+    monkeypatch.setitem(sys.modules, "tensorly.decomposition", None)
     source = small["derived"]["volume_id"]
     with Client(url_of(archive)) as client:
         job = client.submit("compress", parameters, volume_id=source)
