@@ -7,7 +7,7 @@ for cubes of an 8192^3 volume costs as much as for one of 256^3. See docs/adr/00
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import product
@@ -15,9 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
-from dask.base import compute
-from dask.delayed import delayed
-from dask.threaded import get as threaded_get
 from numpy.typing import NDArray
 
 from storage.chunks import ChunkReader, Index, ReadCounts
@@ -199,8 +196,7 @@ class CubeReader:
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._workers)
-        tasks = [delayed(fill, pure=False)(reader, plan, group, out) for group in groups]
-        compute(*tasks, scheduler=threaded_get, pool=self._pool, traverse=False)
+        _computed(reader, plan, groups, out, self._pool)
 
     def _read_by_cluster(self, plan: ReadPlan, out: Array) -> None:
         client, seals = self._connected()
@@ -228,6 +224,18 @@ class CubeReader:
     def _full(self, chunk: list[int]) -> Index:
         """The index of the first channel's chunk."""
         return (0, *chunk) if len(self._chunks.shape) == 4 else tuple(chunk)
+
+
+def _computed(
+    reader: ChunkReader, plan: ReadPlan, groups: Sequence[Int64], out: Array, pool: ThreadPoolExecutor
+) -> None:
+    """Fill `out` from groups of chunks, by Dask's threaded scheduler."""
+    from dask.base import compute  # noqa: PLC0415 - who reads no cubes does without: the service
+    from dask.delayed import delayed  # noqa: PLC0415
+    from dask.threaded import get  # noqa: PLC0415
+
+    tasks = [delayed(fill, pure=False)(reader, plan, group, out) for group in groups]
+    compute(*tasks, scheduler=get, pool=pool, traverse=False)
 
 
 def fill(reader: ChunkReader, plan: ReadPlan, group: Int64, out: Array) -> None:
