@@ -16,8 +16,10 @@ from models.threads import one_thread
 from storage.checkpoints import Checkpoints
 from storage.compressors.sampled import Goal
 from storage.derived import Drafts
-from storage.derived_compressed import CACHE_BYTES, CHOICES, MOST_TILES, Compressed, compressed
+from storage.derived_choice import CHOICES
+from storage.derived_compressed import Compressed, compressed
 from storage.derived_report import PLANES, SIDE, Quality, measured
+from storage.derived_samples import CACHE_BYTES, MOST_TILES
 from storage.errors import UnreachableQuality
 from storage.ids import derived_id
 from storage.layout import VIEWING
