@@ -1,8 +1,9 @@
 """A volume made of another one, shard by shard, by any function that gives the values of a box.
 
 What is in memory at a time is one shard, 64 x 256 x 256 voxels at most. A shard that is whole is never made
-twice, whatever becomes of the attempt that made it (`storage.derived_draft`). Statistics are those of what a
-reader decodes.
+twice, whatever becomes of the attempt that made it (`storage.derived_draft`). Tiles of a shard are coded by
+several threads, shards by several workers, wherever some are idle (`storage.derived_help`): the bytes are the
+same. Statistics are those of what a reader decodes.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,19 @@ from storage.records import Derivation, StoredVolume
 from storage.shards import ABSENT, CRC_BYTES, object_key
 from storage.volume import Volume
 
-__all__ = ["PLAIN", "Box", "Coding", "Drafts", "derive", "drafted", "framed", "putt"]
+__all__ = [
+    "PLAIN",
+    "Box",
+    "Call",
+    "Coding",
+    "Drafts",
+    "assist",
+    "derive",
+    "drafted",
+    "framed",
+    "joined",
+    "putt",
+]
 
 Array = NDArray[Any]
 Box = tuple[slice, slice, slice]
@@ -54,12 +68,22 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
+class Call:
+    """A call for help: what is to be done, in JSON that the caller of `assist` understands, and who is told
+    for how many helpers there is work.
+    """
+
+    order: Mapping[str, Any]
+    ring: Callable[[int], None]
+
+
+@dataclass(frozen=True)
 class Written:
     """A volume that is whole and sealed, and not published yet.
 
     `squares` and `largest` are the sum of squared errors and the largest error of level 0, against what it
-    was made of; `level_bytes` are the bytes of each level's shards; `made` and `kept` count tiles that were
-    coded now and by earlier attempts.
+    was made of; `level_bytes` are the bytes of each level's shards; `made`, `helped` and `kept` count tiles
+    that were coded now, by others that helped, and by earlier attempts.
     """
 
     draft: Draft
@@ -68,6 +92,7 @@ class Written:
     largest: float
     level_bytes: tuple[int, ...]
     made: int
+    helped: int
     kept: int
 
     def volume(self) -> Volume:
@@ -108,6 +133,7 @@ def drafted(  # noqa: PLR0913
     keep_gaps: bool = False,
     report: Report = lambda progress: None,
     threads: int = 1,
+    call: Call | None = None,
 ) -> Written:
     """A volume with the geometry, frames, metadata and warnings of `source`, and values of its own.
 
@@ -115,7 +141,8 @@ def drafted(  # noqa: PLR0913
     the level; they give finite values of the box's shape, which are rounded to `dtype` and kept within it
     (the source's if it is not given). Without `coarser`, a level is made of means of the one that was written
     before it. `versions` are of programs whose change makes drafts worthless. With `keep_gaps` the volume
-    knows as its source which voxels were never measured.
+    knows as its source which voxels were never measured. With a `call`, which takes `coarser` too, others may
+    help by `assist`.
 
     `report` is called between tiles and may raise, to cancel: what is whole is found by the next attempt.
     Raises ValueError for values of another shape or not finite, StorageFull, LeaseLost, and as `values`.
@@ -126,8 +153,8 @@ def drafted(  # noqa: PLR0913
     group = _group(draft, source, coding, dtype)
     arrays = tuple(writable(group, number) for number in range(len(source.levels)))
     with parallel(threads) as each:
-        writer = _Writer(draft, arrays, source.levels, coding, dtype, report, each)
-        made = writer.write(values, coarser)
+        writer = _Writer(draft, arrays, source.levels, coding, dtype, values, coarser, report, each)
+        made = writer.write(call if coarser is not None else None)
     if keep_gaps and source.stored.gaps:
         _copy_gaps(source, draft)
     report(Progress("manifest"))
@@ -152,8 +179,46 @@ def drafted(  # noqa: PLR0913
             sum(draft.shards[place.key].size for place in writer.places(n)) for n in range(len(source.levels))
         ),
         made,
-        sum(shard.tiles for shard in draft.shards.values()) - made,
+        draft.helped,
+        sum(shard.tiles for shard in draft.shards.values()) - made - draft.helped,
     )
+
+
+def joined(drafts: Drafts) -> Iterator[tuple[Draft, Mapping[str, Any]]]:
+    """The drafts whose owners ask for help and run the same program, and what is to be done."""
+    for draft, order in drafts.joined():
+        if order["program"] == _program():
+            yield draft, order["work"]
+
+
+def assist(
+    draft: Draft,
+    source: Volume,
+    values: Values,
+    coarser: Coarser,
+    *,
+    coding: Coding = PLAIN,
+    report: Report = lambda progress: None,
+    threads: int = 1,
+    until: float = math.inf,
+) -> bool:
+    """Code shards of another worker's draft, one of `joined`, until each of them was claimed, or
+    `time.monotonic()` is past `until`; whether there is more to do.
+
+    All else as its owner gives it to `drafted`. Raises LeaseLost where the owner no longer waits, and as
+    `drafted`.
+    """
+    group = zarr.open_group(draft.store, mode="r", zarr_format=3)
+    arrays = tuple(writable(group, number) for number in range(len(source.levels)))
+
+    def signed(progress: Progress) -> None:
+        draft.sign()
+        report(progress)
+
+    with parallel(threads) as each:
+        dtype = np.dtype(arrays[0].dtype.name)
+        writer = _Writer(draft, arrays, source.levels, coding, dtype, values, coarser, signed, each)
+        return writer.assist(until)
 
 
 @contextmanager
@@ -168,9 +233,10 @@ def parallel(threads: int) -> Iterator[Callable[..., Iterator[Any]]]:
 
 @dataclass(frozen=True)
 class _Place:
-    """A shard of a level: its key, and the box that it holds of a frame."""
+    """A shard of a level: its key, the level's number, and the box that it holds of a frame."""
 
     key: str
+    level: int
     frame: int | None
     box: Box
 
@@ -184,21 +250,56 @@ class _Writer:
     levels: tuple[Level, ...]
     coding: Coding
     dtype: np.dtype[Any]
+    values: Values
+    coarser: Coarser | None
     report: Report
     each: Callable[..., Iterator[Any]]
 
-    def write(self, values: Values, coarser: Coarser | None) -> int:
-        """How many tiles were coded."""
-        done, made = sum(shard.tiles for shard in self.draft.shards.values()), 0
-        total = sum(self._tiles(n, place.box) for n in range(len(self.levels)) for place in self.places(n))
-        for number in range(len(self.levels)):
-            for place in self.places(number):
-                if place.key in self.draft.shards:
-                    continue
-                self.report(Progress("coding", done + made, total, "tiles"))
-                block = self._block(number, place, values, coarser)
-                made += self._coded(number, place, block, done + made, total)
+    def write(self, call: Call | None) -> int:
+        """All of them; how many tiles were coded here."""
+        missing = {place.key: place for place in self._all() if place.key not in self.draft.shards}
+        if call is not None and len(missing) > 1:
+            self.draft.ask({"program": _program(), "work": call.order})
+            call.ring(len(missing) - 1)
+        made, claimed = 0, []
+        for place in missing.values():
+            if self.draft.claim(place.key):
+                made += self._made(place)
+            else:
+                claimed.append(place.key)
+        for key in self.draft.given_up(claimed, lambda: self._tell(0)):
+            made += self._made(missing[key])
+        self.draft.end_help()
         return made
+
+    def assist(self, until: float) -> bool:
+        """Those that nobody has claimed; whether there are more."""
+        for place in self._all():
+            if place.key in self.draft.shards or not self.draft.claim(place.key):
+                continue
+            self._made(place)
+            if time.monotonic() > until:
+                return True
+        return False
+
+    def _all(self) -> Iterator[_Place]:
+        for number in range(len(self.levels)):
+            yield from self.places(number)
+
+    def _made(self, place: _Place) -> int:
+        """Code a shard; how many tiles it has."""
+        self.draft.look()
+        self._tell(0)
+        return self._coded(place, self._block(place))
+
+    def _tell(self, begun: int) -> None:
+        """Report, with so many tiles of a shard that is not whole."""
+        done = sum(shard.tiles for shard in self.draft.shards.values())
+        self.report(Progress("coding", done + begun, self._total, "tiles"))
+
+    @cached_property
+    def _total(self) -> int:
+        return sum(self._tiles(place) for place in self._all())
 
     def places(self, number: int) -> Iterator[_Place]:
         """The shards of a level, frame by frame."""
@@ -212,14 +313,15 @@ class _Writer:
                 )
                 lead = () if frame is None else (frame,)
                 key = array.metadata.encode_chunk_key((*lead, *index))
-                yield _Place(object_key(array, key), frame, (z, y, x))
+                yield _Place(object_key(array, key), number, frame, (z, y, x))
 
-    def _block(self, number: int, place: _Place, values: Values, coarser: Coarser | None) -> Array:
+    def _block(self, place: _Place) -> Array:
         """The voxels of a shard, checked."""
+        number = place.level
         if number == 0:
-            block = values(place.frame, place.box)
-        elif coarser is not None:
-            block = coarser(number, place.frame, place.box)
+            block = self.values(place.frame, place.box)
+        elif self.coarser is not None:
+            block = self.coarser(number, place.frame, place.box)
         else:
             start, stop = zip(*((axis.start, axis.stop) for axis in place.box), strict=True)
             finer, coarse = self.levels[number - 1 : number + 1]
@@ -236,8 +338,9 @@ class _Writer:
             raise ValueError("values that are not finite were given for a derived volume")
         return block if block.dtype == self.dtype else as_dtype(block, self.dtype)
 
-    def _coded(self, number: int, place: _Place, block: Array, done: int, total: int) -> int:
+    def _coded(self, place: _Place, block: Array) -> int:
         """Code a shard's tiles and add it to the draft; how many they were."""
+        number = place.level
         array = self.arrays[number]
         chunk, shard = _three(array.chunks), _three(array.shards or array.chunks)
         grid = [s // c for s, c in zip(shard, chunk, strict=True)]
@@ -252,7 +355,7 @@ class _Writer:
 
         for one in self.each(code, tiles):
             coded.append(one)
-            self.report(Progress("coding", done + len(coded), total, "tiles"))
+            self._tell(len(coded))
         at = {index: one.data for index, one in zip(tiles, coded, strict=True)}
         content = shard_bytes([at.get(index) for index in np.ndindex(*grid)])
         moments = Moments() if number else Moments.of(block) if exact else _merged(coded)
@@ -266,9 +369,9 @@ class _Writer:
         )
         return len(tiles)
 
-    def _tiles(self, number: int, box: Box) -> int:
-        chunk = self.arrays[number].chunks[-3:]
-        return math.prod(-(-(axis.stop - axis.start) // c) for axis, c in zip(box, chunk, strict=True))
+    def _tiles(self, place: _Place) -> int:
+        chunk = self.arrays[place.level].chunks[-3:]
+        return math.prod(-(-(axis.stop - axis.start) // c) for axis, c in zip(place.box, chunk, strict=True))
 
 
 @dataclass(frozen=True)
@@ -353,14 +456,14 @@ def _frames(stored: StoredVolume) -> Frames | None:
 
 
 def _purpose(derivation: Derivation, coding: Coding, dtype: np.dtype[Any], versions: Sequence[str]) -> str:
-    told = [FORMAT, _program(), asdict(derivation), coding.to_json(), dtype.str, np.__version__, *versions]
+    told = [FORMAT, _program(), asdict(derivation), coding.to_json(), dtype.str, *versions]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 @cache
 def _program() -> str:
-    """sha-256 of all modules of the store, as this process found them."""
-    found, root = hashlib.sha256(), Path(__file__).parent
+    """sha-256 of numpy's version and all modules of the store, as this process found them."""
+    found, root = hashlib.sha256(np.__version__.encode()), Path(__file__).parent
     for path in sorted(root.rglob("*.py")):
         found.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
     return found.hexdigest()

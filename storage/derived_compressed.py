@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass, replace
 
 from storage.checkpoints import Checkpoints
 from storage.compressors import MissingPeer, UnsuitableValues
+from storage.compressors.goals import Goal
 from storage.compressors.report import psnr_of
-from storage.compressors.sampled import Estimate, Goal
-from storage.derived import Drafts, Written, drafted, parallel
+from storage.compressors.sampled import Estimate
+from storage.derived import Call, Drafts, Written, assist, drafted, joined, parallel
 from storage.derived_choice import chosen
 from storage.derived_report import LevelReader
 from storage.derived_samples import Samples
@@ -84,8 +85,11 @@ def compressed(  # noqa: PLR0913
     checkpoints: Checkpoints,
     report: Report = lambda progress: None,
     threads: int = 1,
+    ring: Callable[[int], None] = lambda count: None,
 ) -> Compressed:
     """Compress all of a volume; `derivation` gets the compressor and its setting added.
+
+    `ring` is told in each pass for how many others there is work, who may help by `assisted`.
 
     `compressor` is one of `CHOICES`. For a bound `putt` is what guarantees it: `bounded` for integers, for
     floats trains whose steps are chosen tile by tile, and for floats without loss blosc.
@@ -100,7 +104,7 @@ def compressed(  # noqa: PLR0913
 
     with parallel(threads) as each:
         samples = Samples(source, reader, seed, report, each)
-        run = _Run(source, goal, reader, samples, drafts, derivation, save, report, threads)
+        run = _Run(source, goal, reader, samples, drafts, derivation, save, report, threads, ring)
         try:
             plan = _loaded(checkpoints)
             if plan is None:
@@ -109,6 +113,36 @@ def compressed(  # noqa: PLR0913
             return run.of(plan)
         except (UnsuitableValues, MissingPeer) as error:
             raise UnsuitableCompressor(compressor, str(error)) from error
+
+
+def assisted(
+    source: Volume,
+    goal: Goal,
+    *,
+    drafts: Drafts,
+    report: Report = lambda progress: None,
+    threads: int = 1,
+    until: float = math.inf,
+) -> bool:
+    """Help another process that compresses the volume for the same goal, with drafts in the same folder,
+    until `time.monotonic()` is past `until` or nothing is left; whether there may be more to do.
+
+    Raises LeaseLost where the other has ended or does without, and as `compressed`.
+    """
+    reader, more = LevelReader(source), False
+    for draft, work in joined(drafts):
+        scheme = scheme_of(work["compressor"], goal, source.stored)
+        more |= assist(
+            draft,
+            source,
+            lambda frame, box: reader.box(0, frame, box),
+            reader.box,
+            coding=scheme.make(work["number"]),
+            report=report,
+            threads=threads,
+            until=until,
+        )
+    return more
 
 
 def _loaded(checkpoints: Checkpoints) -> Plan | None:
@@ -132,6 +166,7 @@ class _Run:
     save: Callable[[Plan], None]
     report: Report
     threads: int
+    ring: Callable[[int], None]
 
     def of(self, plan: Plan) -> Compressed:
         """The nearest of the passes that meet the goal. Raises UnreachableQuality where none does."""
@@ -185,12 +220,15 @@ class _Run:
         return found.number
 
     def _told_too_well(self, scheme: Scheme, known: list[Estimate], last: Pass) -> float:
-        """By how much the sample exceeded the goal more than the whole did, at the same setting."""
+        """By how much the sample exceeded the goal more than the whole did, at the same setting; 0 where one of
+        them is infinite, as nothing changed.
+        """
         told = next((one for one in known if one.number == last.number), None)
         if told is None:
             told = self.samples.told(scheme, last.number)
             known.append(told)
-        return self.goal.of(told) - last.excess(self.goal)
+        too_well = self.goal.of(told) - last.excess(self.goal)
+        return too_well if math.isfinite(too_well) else 0.0
 
     def _written(self, scheme: Scheme, number: float | None, count: int) -> tuple[Written, Pass]:
         settings = {
@@ -208,6 +246,7 @@ class _Run:
             keep_gaps=True,
             report=lambda progress: self.report(replace(progress, phase=f"{progress.phase} {count}")),
             threads=self.threads,
+            call=Call({"compressor": scheme.compressor, "number": number}, self.ring),
         )
         stored, statistics = self.source.stored, self.source.stored.statistics
         psnr = psnr_of(
@@ -218,7 +257,7 @@ class _Run:
             stored.voxel_bytes / sum(written.level_bytes),
             psnr if math.isfinite(psnr) else None,
             written.largest,
-            written.made + written.kept,
+            written.made + written.helped + written.kept,
         )
         return written, done
 

@@ -2,12 +2,13 @@
 
     <folder>/<purpose>.<attempt>/volume.zarr      what is written
                                  ledger.jsonl     a line for each shard that is whole
+                                 shard.part       the one that is not, yet
 
 A draft belongs to the attempt in its name. The next attempt takes it over by renaming it: from then on the
 one before, which may have lost its lease without knowing, finds no folder to write to. It is found again only
-for the same purpose, a digest of all that it depends on. A shard is written under another name, made durable,
-and renamed; then the ledger has its line. What the ledger does not have, or has with another checksum, is
-made again.
+for the same purpose, a digest of all that it depends on. A shard is written beside the volume, made durable,
+and moved into it; then the ledger has its line. What the ledger does not have, or has with another checksum,
+is made again. Others may help to write (`storage.derived_help`), each with a ledger of its own.
 """
 
 from __future__ import annotations
@@ -15,17 +16,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 
+from storage.derived_help import LEDGER, Desk, Help, ledgers, order_of
 from storage.disk import DISK_FULL, make_folder, sync
 from storage.errors import LeaseLost, StorageFull
 from storage.ingest import Moments
 
-STORE, LEDGER, PART = "volume.zarr", "ledger.jsonl", ".part"
+STORE, PART = "volume.zarr", "shard.part"
+POLL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -78,28 +84,49 @@ class Drafts:
                 shutil.rmtree(older, ignore_errors=True)
         own.mkdir(exist_ok=True)
         sync(self.folder)
-        return Draft(own, self)
+        return Draft.own(own, self)
+
+    def joined(self) -> Iterator[tuple[Draft, dict[str, Any]]]:
+        """The drafts of this attempt whose owner asks for help, and what is to be done; each with a desk of
+        this process's own while it is looked at.
+        """
+        for folder in sorted(self.folder.glob(f"*.{self.attempt}")):
+            if (order := order_of(folder)) is not None and (desk := Desk.taken(folder)) is not None:
+                try:
+                    yield Draft(folder, self, _known(folder), desk=desk), order
+                finally:
+                    desk.leave()
 
     def _take(self, path: Path, own: Path) -> None:
         try:
             path.rename(own)
         except FileNotFoundError:
             raise LeaseLost(self.job_id, self.attempt) from None
-        for part in own.rglob(f"*{PART}"):
-            part.unlink(missing_ok=True)
 
 
 @dataclass
 class Draft:
-    """One draft. `shards` are those that are whole, by key."""
+    """One draft. `shards` are those that are whole, by key; `helped` counts tiles that others have coded for
+    the owner since it asked them to.
+    """
 
     folder: Path
     drafts: Drafts
     shards: dict[str, Shard] = field(default_factory=dict)
+    helped: int = 0
+    help: Help | None = None
+    desk: Desk | None = None
+    """Of a helper; the owner has none."""
 
-    def __post_init__(self) -> None:
-        self.shards = {shard.key: shard for shard in self._read() if self._is_whole(shard)}
-        self._write_ledger()
+    @classmethod
+    def own(cls, folder: Path, drafts: Drafts) -> Draft:
+        """Of its owner, who finds what is whole; helpers of before are gone."""
+        draft = cls(folder, drafts)
+        found = _known(folder)
+        Help(folder).end()
+        draft.shards = {key: shard for key, shard in found.items() if draft._is_whole(shard)}
+        draft._write_ledger()
+        return draft
 
     @property
     def store(self) -> Path:
@@ -110,49 +137,91 @@ class Draft:
         """A shard, durable when it returns. Raises StorageFull; LeaseLost where the draft was taken over."""
         shard = Shard(key, len(content), int(google_crc32c.value(content)), **facts)
         self.write(key, content)
-        try:
-            self._append(shard.line())
-        except OSError as error:
-            raise self._translated(error) from error
+        with self._translated():
+            _append(self._place / LEDGER, shard.line())
         self.shards[key] = shard
         return shard
 
     def write(self, key: str, content: bytes) -> None:
         """A file of the volume that has no line in the ledger, durable when it returns. Raises as `add`."""
         path = self.store / key
-        part = path.with_name(f"{path.name}.{self.drafts.attempt}{PART}")
-        try:
+        with self._translated():
             self._make_folders(path.parent)
-            _write(part, content)
-            part.rename(path)
+            _write(self._place / PART, content)
+            (self._place / PART).rename(path)
             sync(path.parent)
-        except OSError as error:
-            raise self._translated(error) from error
 
     def publish(self, destination: Path) -> None:
         """Move what was written to its place; the draft is gone. Raises LeaseLost where it was taken over."""
-        try:
+        with self._translated():
             make_folder(destination.parent)
             self.store.rename(destination)
             sync(destination.parent)
-        except OSError as error:
-            raise self._translated(error) from error
         self.drop()
 
     def drop(self) -> None:
         """Remove it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _read(self) -> list[Shard]:
-        """The lines that are whole: what stands behind the first that is not was never made durable."""
-        shards = []
-        if (path := self.folder / LEDGER).is_file():
-            for line in path.read_text().splitlines():
-                try:
-                    shards.append(Shard.from_line(line))
-                except (ValueError, KeyError, TypeError):
-                    break
-        return shards
+    # Several workers at one draft
+
+    def ask(self, order: Mapping[str, Any]) -> None:
+        """Let others help from now on, until `end_help`. Raises as `add`."""
+        with self._translated():
+            self.help = Help(self.folder)
+            self.help.ask(order)
+
+    def claim(self, key: str) -> bool:
+        """Whether a shard is to be coded here, and by nobody else. Raises LeaseLost."""
+        if (sharing := self.desk or self.help) is None:
+            return True
+        with self._translated():
+            return sharing.claim(key)
+
+    def sign(self) -> None:
+        """Show the owner that its helper is there. Raises LeaseLost for one that was sent away."""
+        if self.desk is not None:
+            with self._translated():
+                self.desk.sign()
+
+    def given_up(self, keys: Iterable[str], waiting: Callable[[], None]) -> Iterator[str]:
+        """Of shards that others claimed, those that must be coded here after all; it ends when the others
+        are whole. `waiting` is called again and again and may raise.
+        """
+        left = list(keys)
+        while left:
+            self.look()
+            left = [key for key in left if key not in self.shards]
+            with self._translated():
+                lost = next((key for key in left if self.help is None or self.help.is_given_up(key)), None)
+            if lost is not None:
+                left.remove(lost)
+                yield lost
+            elif left:
+                waiting()
+                time.sleep(POLL_S)
+
+    def look(self) -> None:
+        """Take note of what helpers have done."""
+        if self.help is None:
+            return
+        for shard in _read(self.help.ledgers()):
+            if shard.key not in self.shards:
+                self.shards[shard.key] = shard
+                self.helped += shard.tiles
+
+    def end_help(self) -> None:
+        """From now on nobody but the owner writes. Raises as `add`."""
+        if self.help is not None:
+            with self._translated():
+                self.help.end()
+                self.help = None
+                self._write_ledger()
+
+    @property
+    def _place(self) -> Path:
+        """Where this process writes what is not whole yet: without it, nothing gets into the volume."""
+        return self.folder if self.desk is None else self.desk.folder
 
     def _is_whole(self, shard: Shard) -> bool:
         try:
@@ -161,21 +230,11 @@ class Draft:
             return False
 
     def _write_ledger(self) -> None:
-        try:
-            part = self.folder / f"{LEDGER}{PART}"
+        with self._translated():
+            part = self.folder / f"{LEDGER}.part"
             _write(part, "".join(shard.line() for shard in self.shards.values()).encode())
             part.rename(self.folder / LEDGER)
             sync(self.folder)
-        except OSError as error:
-            raise self._translated(error) from error
-
-    def _append(self, line: str) -> None:
-        handle = os.open(self.folder / LEDGER, os.O_WRONLY | os.O_APPEND)
-        try:
-            os.write(handle, line.encode())
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
     def _make_folders(self, folder: Path) -> None:
         """Below the store, never the store itself: it may have been taken over."""
@@ -184,12 +243,48 @@ class Draft:
             folder.mkdir(exist_ok=True)
             sync(folder.parent)
 
-    def _translated(self, error: OSError) -> Exception:
-        if error.errno in DISK_FULL:
-            return StorageFull(f"the volume could not be written: {error.strerror}")
-        if isinstance(error, FileNotFoundError) and not self.folder.is_dir():
-            return LeaseLost(self.drafts.job_id, self.drafts.attempt)
-        return error
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """A full disk as StorageFull, a place that is gone as LeaseLost."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise StorageFull(f"the volume could not be written: {error.strerror}") from error
+            if isinstance(error, FileNotFoundError) and not self._place.is_dir():
+                raise LeaseLost(self.drafts.job_id, self.drafts.attempt) from error
+            raise
+
+
+def _known(draft: Path) -> dict[str, Shard]:
+    """What all ledgers tell, the owner's first."""
+    known: dict[str, Shard] = {}
+    for shard in _read(ledgers(draft)):
+        known.setdefault(shard.key, shard)
+    return known
+
+
+def _read(paths: Iterable[Path]) -> Iterator[Shard]:
+    """The lines that are whole: what stands behind the first that is not was never made durable."""
+    for path in paths:
+        try:
+            lines = path.read_text().splitlines()
+        except FileNotFoundError:
+            continue
+        for line in lines:
+            try:
+                yield Shard.from_line(line)
+            except (ValueError, KeyError, TypeError):
+                break
+
+
+def _append(path: Path, line: str) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(handle, line.encode())
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _write(path: Path, content: bytes) -> None:

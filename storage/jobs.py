@@ -7,7 +7,11 @@ from enum import StrEnum
 from typing import Any
 
 RUN_JOB = "tomotrain.run_job"
-"""The name of the one Celery task. Its only argument is a job's id; the catalogue knows the rest."""
+"""The name of the Celery task that runs a job. Its only argument is the job's id; the catalogue knows the
+rest.
+"""
+HELP_JOB = "tomotrain.help_job"
+"""Likewise of the one that helps another worker with a job that it runs."""
 
 
 class JobState(StrEnum):

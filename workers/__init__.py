@@ -1,1 +1,1 @@
-"""Where storage and models meet: one Celery task, one file per kind of job."""
+"""Where storage and models meet: two Celery tasks, one file per kind of job."""

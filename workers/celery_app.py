@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
@@ -11,7 +12,7 @@ from celery.signals import worker_init, worker_process_init, worker_process_shut
 
 from storage.jobs import Queue
 from workers.settings import WorkerSettings
-from workers.tasks import add_run_job
+from workers.tasks import add_tasks, call_helpers
 
 if TYPE_CHECKING:
     from workers.jobs.base import AnyKind
@@ -36,7 +37,7 @@ def create_app(settings: WorkerSettings, load_kinds: Callable[[], Sequence[AnyKi
     app = Celery("tomotrain", broker=settings.broker)
     app.conf.update(celery_settings(settings))
     lifetime = _Lifetime(app, settings, load_kinds)
-    add_run_job(app, lifetime.process)
+    add_tasks(app, lifetime.process)
     worker_init.connect(lifetime.remember_name, weak=False)
     worker_process_init.connect(lifetime.begin, weak=False)
     worker_process_shutdown.connect(lifetime.end, weak=False)
@@ -92,7 +93,9 @@ class _Lifetime:
         """In a fresh pool process. A worker that cannot begin ends, and its supervisor starts it again."""
         from workers.process import WorkerProcess  # noqa: PLC0415 - heavy, and only after the fork
 
-        self._process = WorkerProcess(self._settings, self._load_kinds(), self._name)
+        self._process = WorkerProcess(
+            self._settings, self._load_kinds(), self._name, call_helpers=partial(call_helpers, self._app)
+        )
 
     def end(self, **_: Any) -> None:
         """At the end of a pool process."""

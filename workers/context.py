@@ -23,6 +23,7 @@ class JobContext:
 
     `device` is a torch device's name. `report` is the point where a job can be cancelled: call it often.
     `find_volume` and `find_job` give the row with an id, and raise MissingVolume and MissingJob.
+    `call_helpers` asks other workers to come, so many at most and perhaps none, of a kind with `help`.
     """
 
     job: Job
@@ -33,6 +34,7 @@ class JobContext:
     report: Callable[[Progress], None]
     find_volume: Callable[[str], VolumeRecord]
     find_job: Callable[[str], Job]
+    call_helpers: Callable[[int], None] = lambda count: None
 
     @property
     def data_root(self) -> Path:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from storage.catalogue import Catalogue
 from storage.errors import CatalogueUnavailable, StorageFull
+from storage.jobs import Job
 from storage.tidy import tidy
 from workers.device import resolve_device
 from workers.jobs.base import AnyKind
@@ -20,16 +22,33 @@ log = logging.getLogger("tomotrain.workers")
 PATIENCE_S = 60.0
 """How long a starting worker waits for its database."""
 PAUSE_S = 1.0
+ALIVE = 3.0
+"""A worker that has missed so many signs of life is not called for help."""
+CallHelpers = Callable[[Catalogue, str, float, Job, int], None]
+"""As `workers.tasks.call_helpers`, without the app."""
 
 
 class WorkerProcess:
     """One process that runs one job at a time. Raises CatalogueUnavailable when the database stays away."""
 
-    def __init__(self, settings: WorkerSettings, kinds: Sequence[AnyKind], name: str) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        kinds: Sequence[AnyKind],
+        name: str,
+        call_helpers: CallHelpers = lambda catalogue, worker, alive_s, job, count: None,
+    ) -> None:
         self.catalogue = _open_patiently(settings.catalogue_url)
         device = resolve_device(settings.device)
         announcements = [kind.announcement() for kind in kinds]
-        self._runner = Runner(self.catalogue, kinds, settings, worker=name, device=device)
+        self._runner = Runner(
+            self.catalogue,
+            kinds,
+            settings,
+            worker=name,
+            device=device,
+            call_helpers=partial(call_helpers, self.catalogue, name, ALIVE * settings.presence_s),
+        )
         self._presence = Presence(self.catalogue, name, announcements, device, every_s=settings.presence_s)
         tidy(settings.data_root, self.catalogue)
         self._presence.start()
@@ -41,6 +60,10 @@ class WorkerProcess:
             self._runner.run(job_id)
         except (CatalogueUnavailable, StorageFull):
             log.exception("job %s is left to its lease: the catalogue does not take an answer", job_id)
+
+    def help(self, job_id: str) -> Job | None:
+        """Help another worker with a job for a while; the job, if there may be more to do."""
+        return self._runner.help(job_id)
 
     def close(self) -> None:
         """Let go of the database."""

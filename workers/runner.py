@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from storage.catalogue import Catalogue
 from storage.errors import CatalogueUnavailable, CorruptVolume, JobCancelled, LeaseLost
-from storage.jobs import Job
+from storage.jobs import Job, JobState, Progress
 from storage.tidy import tidy_job
 from workers.context import JobContext
 from workers.failures import cause_of, error_record
@@ -17,6 +19,9 @@ from workers.memory import default_budget, reset_peak
 from workers.settings import WorkerSettings
 
 log = logging.getLogger("tomotrain.workers")
+
+HELP_S = 20.0
+"""How long a worker helps before it looks for jobs of its own."""
 
 
 class Runner:
@@ -30,10 +35,11 @@ class Runner:
         *,
         worker: str,
         device: str,
+        call_helpers: Callable[[Job, int], None] = lambda job, count: None,
     ) -> None:
         self._catalogue, self._settings = catalogue, settings
         self._kinds = {kind.name: kind for kind in kinds}
-        self._worker, self._device = worker, device
+        self._worker, self._device, self._call_helpers = worker, device, call_helpers
         self._memory_budget = settings.memory_budget_bytes or default_budget()
 
     def run(self, job_id: str) -> Job | None:
@@ -57,12 +63,31 @@ class Runner:
         log.info("job %s: %s", job.id, ended.state if ended else "lost to another worker")
         return ended
 
+    def help(self, job_id: str) -> Job | None:
+        """Do a part of a job that another worker runs, for a while; the job, if there may be more to do.
+
+        Whatever goes wrong here is the other's to find: it does all that nobody else has done.
+        """
+        try:
+            job = self._catalogue.job(job_id)
+            kind = self._kinds.get(job.kind)
+            if kind is None or job.state is not JobState.RUNNING:
+                return None
+            context, parameters = self._context(job, _nothing), kind.parse(job.parameters)
+            context.require_memory(kind.memory_bytes(context, parameters))
+            return job if kind.help(context, parameters, time.monotonic() + HELP_S) else None
+        except LeaseLost:
+            return None
+        except Exception as error:
+            log.warning("no more help with job %s: %s", job_id, error)
+            return None
+
     def _complete(self, job: Job) -> Job:
         """Compute and publish."""
         kind = self._kinds[job.kind]
         with Lease(self._catalogue, job, self._settings.lease_s) as lease:
             tidy_job(self._settings.data_root, job)
-            context = self._context(job, lease)
+            context = self._context(job, lease.report)
             parameters = kind.parse(job.parameters)
             context.require_memory(kind.memory_bytes(context, parameters))
             reset_peak()
@@ -77,7 +102,7 @@ class Runner:
             derived=outcome.derived,
         )
 
-    def _context(self, job: Job, lease: Lease) -> JobContext:
+    def _context(self, job: Job, report: Callable[[Progress], None]) -> JobContext:
         """What the job may use."""
         return JobContext(
             job=job,
@@ -85,9 +110,10 @@ class Runner:
             settings=self._settings,
             device=self._device,
             memory_budget=self._memory_budget,
-            report=lease.report,
+            report=report,
             find_volume=self._catalogue.volume,
             find_job=self._catalogue.job,
+            call_helpers=partial(self._call_helpers, job),
         )
 
     def _give_up(self, job: Job, error: BaseException) -> Job | None:
@@ -111,3 +137,7 @@ class Runner:
             return failed
         except LeaseLost:
             return None
+
+
+def _nothing(progress: Progress) -> None:
+    """Who helps reports to nobody."""

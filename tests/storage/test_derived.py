@@ -295,7 +295,7 @@ def test_what_was_damaged_meanwhile_is_made_again(writing: Writing, tmp_path: Pa
         path = folder / "ledger.jsonl"
         path.write_text(path.read_text()[:-30])
     else:
-        (folder / "volume.zarr" / "0" / "c" / "0.1.part").write_bytes(b"half")
+        (folder / "shard.part").write_bytes(b"half")
     assert writing.run(2) == reference
 
 
@@ -319,7 +319,7 @@ def test_a_full_disk_is_told_and_what_was_whole_is_kept(
     write, left = storage.derived_draft._write, [3]
 
     def full(path: Path, content: bytes) -> None:
-        if path.name.endswith(".1.part"):
+        if path.name == "shard.part" and path.parent.name.endswith(".1"):
             left[0] -= 1
             if left[0] == 0:
                 path.write_bytes(content[:5])

@@ -85,6 +85,12 @@ class Kind(ABC, Generic[P]):
         Calls `context.report` often: what that raises ends the job.
         """
 
+    def help(self, context: JobContext, parameters: P, until: float) -> bool:
+        """Do a part of a job that another worker runs, until `time.monotonic()` is past `until`; whether
+        there may be more to do. Raises as `run`. Most kinds know of no such part.
+        """
+        return False
+
     def parse(self, parameters: Mapping[str, Any]) -> P:
         """The parameters, checked. Raises InvalidParameters with a JSON pointer for each problem."""
         try:

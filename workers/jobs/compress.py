@@ -14,10 +14,10 @@ from pydantic import Field, field_validator, model_validator
 
 from models.threads import one_thread
 from storage.checkpoints import Checkpoints
-from storage.compressors.sampled import Goal
+from storage.compressors.goals import Goal
 from storage.derived import Drafts
 from storage.derived_choice import CHOICES
-from storage.derived_compressed import Compressed, compressed
+from storage.derived_compressed import Compressed, assisted, compressed
 from storage.derived_report import PLANES, SIDE, Quality, measured
 from storage.derived_samples import CACHE_BYTES, MOST_TILES
 from storage.errors import UnreachableQuality
@@ -127,6 +127,7 @@ class CompressResult(Result):
     passes: list[PassResult] = Field(description="writings of the whole, at most three")
     sampled_tiles: int = Field(description="on which the setting was found")
     tiles_coded: int = Field(description="by this attempt, of the volume that was kept")
+    tiles_helped: int = Field(description="coded by other workers that were idle")
     tiles_kept: int = Field(description="found whole from an earlier attempt")
     seconds: float
     mb_s: float = Field(description="million bytes of voxels a second, measuring included")
@@ -172,6 +173,7 @@ class Compress(Kind[CompressParameters]):
                 checkpoints=_plans(context, parameters),
                 report=context.report,
                 threads=threads,
+                ring=context.call_helpers,
             )
             quality = measured(source, made.written.volume(), context.report)
         _refuse(made, parameters.goal, quality)
@@ -181,6 +183,18 @@ class Compress(Kind[CompressParameters]):
         report = context.artifacts.write_json(REPORT, result.model_dump(mode="json"))
         name = f"{context.volume_record.name}, {made.compressor} {result.ratio:.3g}:1"
         return Outcome(result, (report,), derived=DerivedVolume(name, stored, store))
+
+    def help(self, context: JobContext, parameters: CompressParameters, until: float) -> bool:
+        """Code shards that the worker that runs the job has not begun."""
+        threads = torch.get_num_threads()
+        with one_thread():
+            return assisted(
+                context.volume(),
+                parameters.goal,
+                drafts=drafts_of(context),
+                threads=threads,
+                until=until,
+            )
 
 
 def compressing_bytes(stored: StoredVolume, threads: int) -> int:
@@ -244,6 +258,7 @@ def _result(
         passes=[PassResult(**vars(one)) for one in made.passes],
         sampled_tiles=made.sampled_tiles,
         tiles_coded=written.made,
+        tiles_helped=written.helped,
         tiles_kept=written.kept,
         seconds=seconds,
         mb_s=source.voxel_bytes / 1e6 / seconds,
