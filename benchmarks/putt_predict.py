@@ -87,12 +87,12 @@ def run(cases: Sequence[str] = CASES) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as name:
             found[case] = told[case](Path(name))
         found[case]["cpu_s"] = round(time.process_time() - began, 1)
-    return {"cases": found, "digest": digest({"cpic": RECIPE}), "seed": SEED}
+    return {"scans": found, "digest": digest({"cpic": RECIPE}), "seed": SEED}
 
 
 def show(result: dict[str, Any]) -> None:
     """Print a table per case."""
-    for case, told in result["cases"].items():
+    for case, told in result["scans"].items():
         facts = [f"{key} {number(value)}" for key, value in told.items() if isinstance(value, int | float)]
         print(f"\n{case}: {', '.join(facts)}")
         rows = told["rows"]

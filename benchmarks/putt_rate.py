@@ -1,8 +1,10 @@
-"""Rate and distortion of every registered compressor on real scans (`benchmarks.real_scans`), one thread.
+"""Rate and distortion of every registered compressor on whole scans (`benchmarks.real_scans`), one thread.
+
+Nothing is cut: what a file or a slice begins with weighs as much as it does in use.
 
 A curve is of files near the ratios RATIOS; PSNR between them goes by the logarithm of the ratio, and stands
 nowhere where a compressor did not reach. Ratios are source bytes, of the dtype as it was read, over all bytes
-of a file; the peak of a PSNR is the crop's range. Seconds are of the processor, of the file nearest to 20:1.
+of a file; the peak of a PSNR is the scan's range. Seconds are of the processor, of the file nearest to 20:1.
 
     quantised_over_float32    a block's train of rank 40 and less, quantised and coded so that it loses at
                               most 0.1 dB, over the same ranks' cores in float32
@@ -29,7 +31,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.real_scans import chosen, values_of
+from benchmarks.real_scans import RealScan, chosen, whole
 from benchmarks.targets import Target, judged, number, show_targets
 from models.tt.rounding import tt_svd
 from storage.compressors import AUTO, COMPRESSORS, TEMPORAL, MissingPeer, UnsuitableValues, reported
@@ -82,10 +84,7 @@ Curve = list[Point]
 def run(only: Sequence[str] | None = None) -> dict[str, Any]:
     """All scans, or those that are named."""
     torch.set_num_threads(1)
-    scans = {
-        name: {"modality": scan.modality, "file": scan.path, **measured(values_of(scan))}
-        for name, scan in chosen(None if only is None else list(only)).items()
-    }
+    scans = {name: told_of(scan) for name, scan in chosen(None if only is None else list(only)).items()}
     worst = {key: max(known) for key in KEYS if (known := [one[key] for one in scans.values() if key in one])}
     return {
         **worst,
@@ -94,6 +93,13 @@ def run(only: Sequence[str] | None = None) -> dict[str, Any]:
         "ratios": list(RATIOS),
         "scans": scans,
     }
+
+
+def told_of(scan: RealScan) -> Row:
+    """What is measured of it, and CPU seconds of all."""
+    start = time.process_time()
+    row = measured(whole(scan))
+    return {"modality": scan.modality, "file": scan.path, **row, "cpu_s": time.process_time() - start}
 
 
 def measured(values: Array) -> Row:

@@ -9,7 +9,8 @@ paper's rate.
 
 Noise:
     gaussian, oracle      the best of WIDTHS, which only who knows the truth can choose
-    non-local means       of scikit-image, patches of 3^3 within 9^3, h = 0.6 sigma, fast mode; sigma as ours
+    non-local means       of scikit-image, fast mode, told the sigma that ours estimates; PATCHES and STRENGTH
+                          did best of 28 settings on these very cubes
     train, rank 40        TT-SVD of the noisy cube
     train                 `denoised`: the directions above the noise's edge, sigma estimated
     shifts                `denoise`: the mean over 8 shifts of such trains
@@ -60,6 +61,8 @@ KEPT = {"1 % kept": 0.01, "10 % kept": 0.1, "50 % kept": 0.5}
 BLOCKS = {"blocks of 8": (8, 50), "blocks of 16": (16, 6)}
 """Side and number of the cubes that are missing."""
 WIDTHS = np.arange(0.3, 2.05, 0.1)
+PATCHES, STRENGTH = {"patch_size": 5, "patch_distance": 2}, 0.5
+"""Of non-local means: a patch's side and how far along each axis another may be; h, in sigmas."""
 COARSE, DIRECT, DIRECT_LONG = "coarse to fine, ", "direct, ", "direct 8x, "
 NOISE, GAPS = "noise 0.1", "10 % kept"
 """Where descents are compared."""
@@ -183,8 +186,10 @@ def non_local_means(noisy: Tensor) -> Tensor:
     """Of scikit-image."""
     sigma = noise_deviation(noisy)
     restoration = import_module("skimage.restoration")
-    settings = {"patch_size": 3, "patch_distance": 4, "h": 0.6 * sigma, "sigma": sigma, "fast_mode": True}
-    return torch.from_numpy(restoration.denoise_nl_means(noisy.numpy(), **settings))
+    found = restoration.denoise_nl_means(
+        noisy.numpy(), **PATCHES, h=STRENGTH * sigma, sigma=sigma, fast_mode=True
+    )
+    return torch.from_numpy(found)
 
 
 def timed(way: Way, truth: Tensor, where: Tensor) -> Row:

@@ -1,4 +1,4 @@
-"""Real scans that rates are measured on: crops of files under TOMOTRAIN_DATA.
+"""Real scans that rates are measured on, whole or their middles: files under TOMOTRAIN_DATA.
 
 None of them was used for `storage/putt/tables.py`, which saw the hippocampus crops, the IXI heads, `scct` and
 `FA`. CT: a chest of 8 mm slices, a head with a tilted gantry, a head stored in 8 bits, an abdomen of 3 mm.
@@ -22,7 +22,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class RealScan:
-    """A file under `dev`, and how much of its middle is taken: sides (z, y, x), of every frame."""
+    """A file under `dev`, and the sides (z, y, x) of its middle, of every frame."""
 
     path: str
     modality: str
@@ -48,19 +48,24 @@ def missing() -> str | None:
     return None if (DATA / "dev").is_dir() else "dev is not under TOMOTRAIN_DATA or ../shared/data"
 
 
-def values_of(scan: RealScan) -> Array:
-    """Its middle, (z, y, x), or (t, z, y, x) of several frames."""
+def whole(scan: RealScan) -> Array:
+    """All of it, (z, y, x), or (t, z, y, x) of several frames."""
     frames: dict[int, list[Array]] = {}
     with open_scan(DATA / "dev" / scan.path) as opened:
         for slab in opened.slabs(32):
             frames.setdefault(slab.frame, []).append(slab.voxels)
-    whole = np.stack([np.concatenate(slabs) for slabs in frames.values()])
-    middle: list[slice] = [slice(None)]
-    for length, side in zip(whole.shape[1:], scan.crop, strict=True):
+    values = np.stack([np.concatenate(slabs) for slabs in frames.values()])
+    return values if len(values) > 1 else values[0]
+
+
+def values_of(scan: RealScan) -> Array:
+    """Its middle, of every frame."""
+    values = whole(scan)
+    middle: list[slice] = [slice(None)] * (values.ndim - len(scan.crop))
+    for length, side in zip(values.shape[-len(scan.crop) :], scan.crop, strict=True):
         start = max(0, (length - side) // 2)
         middle.append(slice(start, start + side))
-    cut = np.ascontiguousarray(whole[tuple(middle)])
-    return cut if len(cut) > 1 else cut[0]
+    return np.ascontiguousarray(values[tuple(middle)])
 
 
 def chosen(only: list[str] | None) -> dict[str, RealScan]:

@@ -119,13 +119,14 @@ def rates(told: Told) -> str:
 
 
 def shares(scans: Told, keys: Sequence[str]) -> str:
-    """Figures of each scan, and who wrote the best file."""
+    """The size and figures of each scan, and who wrote the best file."""
     rows = []
     for name, scan in scans.items():
         auto = scan.get("auto")
         chose = "" if auto is None else f"{auto['chose']} ({number(auto['psnr'])} dB)"
-        rows.append([name, *(_fact(scan.get(key)) for key in keys), chose])
-    return table(["scan", *keys, "auto chose"], rows)
+        size = f"{' x '.join(map(str, scan['shape']))}, {scan['dtype']}"
+        rows.append([name, size, *(_fact(scan.get(key)) for key in keys), chose])
+    return table(["scan", "voxels", *keys, "auto chose"], rows)
 
 
 def bounds(scans: Told) -> str:

@@ -109,8 +109,8 @@ medians of 3 steps, and one of the dense network. Two threads: C-PIC has one of 
 `cpu_s` with `step_s`. `paper` is a step of the paper's encoder, QTT and perceptron. The dense network has the
 largest batch that fits; its scans were read before."""
 
-RATES = """Real CT and MR, and MR over time, cropped; none of these scans was used for a table of `putt`, and
-nothing was tuned to them. Ratios are source bytes over all bytes of a file; the peak of a PSNR is the crop's
+RATES = """Real CT and MR, and MR over time, whole; none of these scans was used for a table of `putt`, and
+nothing was tuned to them. Ratios are source bytes over all bytes of a file; the peak of a PSNR is the scan's
 range, so that levels of different scans do not compare. PSNR at a ratio stands between two files by its
 logarithm. `tt_svd` and `tucker` hold float32 numbers, JPEG 2000 and JPEG XL code slice by slice, `temporal`
 puts a tensor core of the time axis before `putt`. One thread; seconds are the processor's, of the file

@@ -67,7 +67,7 @@ def test_a_compressed_scan_is_smaller_and_moves_features(
     assert row["bytes"] < told["rows"]["original"]["bytes"] / 5
     assert 0 < row["feature_change"] < row["centred_change"]
     assert row["train_change"] > 0
-    putt_predict.show({"cases": {"scan": told}})
+    putt_predict.show({"scans": {"scan": told}})
     assert "train_change" in capsys.readouterr().out
 
 

@@ -73,7 +73,9 @@ def test_a_scan_is_told_with_all_keys(capsys) -> None:
     putt_rate.show(told)
     assert f"auto_over_best {row['auto_over_best']:.3g}" in capsys.readouterr().out
     assert f"| ball | putt | {row['compressors']['putt']['psnr_at']['5']:.2f} |" in tables.rates(told)
-    assert row["auto"]["chose"] in tables.shares(told["scans"], ["auto_over_best"])
+    shares = tables.shares(told["scans"], ["auto_over_best"])
+    assert row["auto"]["chose"] in shares
+    assert "| ball | 12 x 40 x 36, int16 |" in shares
 
 
 def test_float32_cores_are_counted_as_they_are() -> None:
@@ -144,11 +146,28 @@ def test_unknown_scans_and_absent_ones_are_named(monkeypatch, tmp_path) -> None:
 
 @pytest.mark.skipif(real_scans.missing() is not None, reason="needs ../shared/data")
 def test_crops_are_from_the_middle() -> None:
-    values = real_scans.values_of(real_scans.RealScan("nifti/sct_t2_PSR.nii.gz", "MR", (20, 70, 10)))
-    whole = real_scans.values_of(real_scans.RealScan("nifti/sct_t2_PSR.nii.gz", "MR", (999,) * 3))
+    scan = real_scans.RealScan("nifti/sct_t2_PSR.nii.gz", "MR", (20, 70, 10))
+    values, whole = real_scans.values_of(scan), real_scans.whole(scan)
+    assert min(whole.shape[0] - 20, whole.shape[2] - 10) > 0
     assert values.shape == (20, whole.shape[1], 10)
     start = (whole.shape[0] - 20) // 2
     assert np.array_equal(values[:, :, 0], whole[start : start + 20, :, (whole.shape[2] - 10) // 2])
+
+
+@pytest.mark.skipif(real_scans.missing() is not None, reason="needs ../shared/data")
+def test_middles_are_of_every_frame() -> None:
+    scan = real_scans.RealScan("nifti/sct_fmri_4d.nii.gz", "MR over time", (6, 20, 68))
+    values, whole = real_scans.values_of(scan), real_scans.whole(scan)
+    assert whole.shape == (30, 6, 68, 68)
+    assert np.array_equal(values, whole[:, :, 24:44])
+
+
+def test_rates_are_of_whole_scans(monkeypatch) -> None:
+    monkeypatch.setattr(real_scans, "missing", lambda: None)
+    monkeypatch.setattr(putt_rate, "whole", lambda scan: ball() if scan.modality == "CT" else None)
+    told = putt_rate.run(["chest_ct"])["scans"]["chest_ct"]
+    assert told["shape"] == list(ball().shape)
+    assert told["cpu_s"] > sum(row["encode_s"] for row in told["compressors"].values())
 
 
 def test_documents_have_a_place_for_both() -> None:
