@@ -134,3 +134,9 @@ def shape_of(box: Box) -> Shape:
     """Its sides."""
     z, y, x = (part.stop - part.start for part in box)
     return z, y, x
+
+
+def shortened(shape: Shape, side: int) -> Shape:
+    """Sides of a window, no longer than the axes."""
+    z, y, x = (min(side, length) for length in shape)
+    return z, y, x
