@@ -49,7 +49,7 @@ from models.regressors.cpic_model import CpicModel
 from models.training import Watch
 from models.tt.train import TensorTrain
 from storage.checkpoints import Checkpoints
-from storage.compressors.sampled import Goal
+from storage.compressors.goals import Goal
 from storage.cubes import CubeReader
 from storage.derived import Drafts
 from storage.derived_compressed import compressed

@@ -36,9 +36,11 @@ from benchmarks.targets import Target, judged, number, show_targets
 from models.tt.rounding import tt_svd
 from storage.compressors import AUTO, COMPRESSORS, TEMPORAL, MissingPeer, UnsuitableValues, reported
 from storage.compressors.base import Compressor
-from storage.compressors.fit import Fitted, Search, searched, target
+from storage.compressors.fit import Fitted, searched
+from storage.compressors.goals import Goal
 from storage.compressors.parts import grid
 from storage.compressors.report import psnr_of
+from storage.compressors.search import Start
 from storage.putt.coder import encoded
 from storage.putt.digits import Digits
 from storage.putt.factorising import factorised
@@ -238,14 +240,13 @@ def choice(values: Array, curves: dict[str, Curve]) -> Row:
 
 def near(name: str, values: Array, points: Curve, psnr: float) -> Fitted | None:
     """A compressor's smallest file for a PSNR, from where its curve says that it is; None: not reached."""
-    compressor, wanted = COMPRESSORS.get(name, TEMPORAL), target(psnr=psnr)
     lossy = [one for one in points if isfinite(one.psnr)]
-    guess = Search(compressor, wanted)
+    start = None
     if len(lossy) > 1:
         a, b = sorted(sorted(lossy, key=lambda one: abs(one.psnr - psnr))[:2], key=lambda one: one.share)
         slope = (a.psnr - b.psnr) / (b.share - a.share)
-        guess.slope, guess.last = slope, (a.share + (a.psnr - psnr) / slope, 0.0)
-    return searched(compressor, values, wanted, None, guess).best
+        start = Start(float(np.clip(a.share + (a.psnr - psnr) / slope, 0.0, 1.0)), slope)
+    return searched(COMPRESSORS.get(name, TEMPORAL), values, Goal("psnr", psnr), None, start).best
 
 
 def of_integers(values: Array, points: Curve) -> Row:

@@ -36,7 +36,7 @@ from benchmarks.memory import peak_rss_mib
 from benchmarks.targets import Target, judged, number, show_targets
 from storage.checkpoints import Checkpoints
 from storage.chunks import ChunkReader
-from storage.compressors.sampled import Goal
+from storage.compressors.goals import Goal
 from storage.derived import Drafts
 from storage.derived_compressed import compressed
 from storage.grid import VoxelGrid

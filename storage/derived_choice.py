@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from storage.compressors import COMPRESSORS, MissingPeer, UnsuitableValues
-from storage.compressors.sampled import Estimate, Goal, Sample
+from storage.compressors.goals import Goal
+from storage.compressors.sampled import Estimate, Sample
 from storage.derived_samples import Samples
 from storage.derived_schemes import scheme_of
 from storage.errors import UnreachableQuality, UnsuitableCompressor

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.compressors.sampled import Code, Each, Estimate, Goal, Sample, Tile, drawn, estimated, searched
+from storage.compressors.goals import Goal
+from storage.compressors.sampled import Code, Each, Estimate, Sample, Tile, drawn, estimated, searched
 from storage.derived_coding import Coding, putt
 from storage.derived_report import LevelReader
 from storage.derived_schemes import Scheme

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from storage.compressors import BOUNDED, COMPRESSORS
 from storage.compressors.base import Setting
 from storage.compressors.bounded import MOST_DELTA
-from storage.compressors.sampled import Goal
+from storage.compressors.goals import Goal
 from storage.derived_coding import Coding, framed, putt, within
 from storage.errors import UnreachableQuality
 from storage.records import Statistics, StoredVolume

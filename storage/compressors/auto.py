@@ -12,22 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import floor, inf, isfinite, log10
+from math import floor, isfinite, log10
 from typing import ClassVar
 
 from storage.compressors.base import Compressor, MissingPeer, Setting, UnsuitableValues, spread, suitable
-from storage.compressors.fit import Fitted, Search, Target, searched, target, tried, unreachable
+from storage.compressors.fit import Fitted, Search, searched, tried, unreachable
 from storage.compressors.frame import Array, opened
+from storage.compressors.goals import Goal, goal
 from storage.compressors.mosaic import mosaic
+from storage.compressors.ranking import Candidate, hopeful, rank
 
-MOST = 3
-"""Lossy compressors that are searched in full."""
 WHOLE = 1.15
-"""Hopeful is whose file was at most so many times as large as the smallest, all having seen the whole."""
+"""What files of the whole are uncertain by, as factors of their sizes: searches were rough."""
 PART = 1.5
-"""Likewise, on a mosaic: its images are smaller, and what files begin with counts for more."""
-DECADE = 30.0
-"""dB for a tenth of the size, at most, by which files of unequal sizes and errors are compared roughly."""
+"""Likewise, of a mosaic: its images are smaller, and what files begin with counts for more."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +76,20 @@ class Auto:
         peak: float | None = None,
     ) -> Fitted:
         """As `fit.fitted` of the best compressor. Raises UnreachableTarget if all of them do,
-        UnsuitableValues for what none can take, and as `target`.
+        UnsuitableValues for what none can take, and as `goals.goal`.
         """
-        wanted = target(ratio=ratio, psnr=psnr, bound=bound)
+        wanted = goal(ratio=ratio, psnr=psnr, bound=bound)
         whole = suitable(values)
         part = mosaic(whole)
         peak = spread(whole) if peak is None else peak
         rough = self._roughly(whole if part is None else part, wanted, peak)
-        likely = hopeful(rough, wanted, WHOLE if part is None else PART)
-        full = [searched(one.compressor, whole, wanted, peak, one) for one in likely]
-        return self._best([*full, *self._by_bound(whole, wanted, bound, peak)], wanted)
+        full = [
+            searched(one.compressor, whole, wanted, peak, one.end)
+            for one in _hopeful(rough, wanted, WHOLE if part is None else PART)
+        ]
+        return self._best([*full, *self._by_bound(whole, wanted, peak)], wanted)
 
-    def _roughly(self, values: Array, wanted: Target, peak: float) -> list[Search]:
+    def _roughly(self, values: Array, wanted: Goal, peak: float) -> list[Search]:
         found = []
         over_time = values.ndim == 4 and len(values) > 1
         for one in (*self.among, *(self.over_time if over_time else ())):
@@ -99,25 +99,24 @@ class Auto:
                 continue
         return found
 
-    def _by_bound(self, values: Array, wanted: Target, bound: float | None, peak: float) -> Iterator[Search]:
+    def _by_bound(self, values: Array, wanted: Goal, peak: float) -> Iterator[Search]:
         """What keeps a bound by itself, of integers: nothing is to be searched."""
-        if self.bounded is None or bound is None or values.dtype.kind not in "iu":
+        if self.bounded is None or wanted.kind != "bound" or values.dtype.kind not in "iu":
             return
         search = Search(self.bounded, wanted)
         try:
-            search.learn(0.0, tried(self.bounded, values, {"delta": float(floor(bound))}, peak))
+            search.learn(tried(self.bounded, values, {"delta": float(floor(wanted.value))}, peak))
         except (UnsuitableValues, MissingPeer):
             return
         yield search
 
-    def _best(self, full: Sequence[Search], wanted: Target) -> Fitted:
-        met = [one.best for one in full if one.best is not None]
-        if met:
-            return min(met, key=lambda one: (_worth(one, wanted), len(one.data)))
-        missed = [one.nearest for one in full if one.nearest is not None]
-        if not missed:
+    def _best(self, full: Sequence[Search], wanted: Goal) -> Fitted:
+        if not full:
             raise UnsuitableValues(f"{self.name}: no compressor that is installed takes these values")
-        raise unreachable(self.name, max(missed, key=lambda one: wanted.excess(one.report)), wanted)
+        best = min(full, key=lambda one: rank(one.found.report, wanted))
+        if best.best is None:
+            raise unreachable(self.name, best.found, wanted)
+        return best.best
 
     def _readers(self) -> Iterator[Compressor]:
         yield from self.among
@@ -126,30 +125,7 @@ class Auto:
             yield self.bounded
 
 
-def hopeful(rough: Sequence[Search], wanted: Target, margin: float) -> list[Search]:
-    """Whom to try on the whole: lossless ones that may do, and a few others by what they did."""
-    able = [one for one in rough if one.best is not None or one.misses_by_at_most(margin)]
-    costs = {id(one): _cost(one, wanted) for one in able}
-    lossless = [one for one in able if one.compressor.lossless]
-    lossy = sorted((one for one in able if not one.compressor.lossless), key=lambda one: costs[id(one)])
-    if wanted.kind == "ratio":
-        rivals = lossy
-    else:
-        rivals = sorted([*lossy, *lossless], key=lambda one: costs[id(one)])
-        lossless = []
-    least = costs[id(rivals[0])] if rivals else inf
-    near = [one for one in rivals if costs[id(one)] <= least + log10(margin)][:MOST]
-    return [*lossless, *near] or list(rough)
-
-
-def _cost(search: Search, wanted: Target) -> float:
-    """The logarithm of a file's size, less what its quality would save beyond what is wanted."""
-    found = search.found
-    psnr = found.report.psnr
-    decibels = {"ratio": psnr, "psnr": wanted.excess(found.report), "bound": 0.0}[wanted.kind]
-    return log10(len(found.data)) - (decibels / DECADE if isfinite(decibels) else 0.0)
-
-
-def _worth(found: Fitted, wanted: Target) -> float:
-    """Least is best: of files that reach a ratio the quality counts, else the size."""
-    return -found.report.psnr if wanted.kind == "ratio" else float(len(found.data))
+def _hopeful(rough: Sequence[Search], wanted: Goal, margin: float) -> list[Search]:
+    """See `ranking.hopeful`."""
+    candidates = [Candidate(one, one.compressor.lossless, one.found.report) for one in rough]
+    return [one.who for one in hopeful(candidates, wanted, margin)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, log, log10
 from types import ModuleType
 from typing import Any, ClassVar, Protocol
 
@@ -40,6 +40,15 @@ class Setting:
     def at(self, share: float) -> float:
         """The number at a share of the way to `coarsest`, evenly in its logarithm."""
         return float(self.finest * (self.coarsest / self.finest) ** share)
+
+    def share(self, number: float) -> float:
+        """At what share of the way to `coarsest` a number lies."""
+        return log(number / self.finest) / log(self.coarsest / self.finest)
+
+    @property
+    def decades(self) -> float:
+        """How often the number grows or falls tenfold on all of the way."""
+        return abs(log10(self.coarsest / self.finest))
 
 
 class Compressor(Protocol):

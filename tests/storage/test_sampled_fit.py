@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import inf
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,10 @@ import pytest
 from numpy.typing import NDArray
 
 from storage.compressors.base import Setting
+from storage.compressors.goals import Goal
 from storage.compressors.sampled import (
-    TRIALS,
     Code,
     Estimate,
-    Goal,
     Sample,
     Tile,
     drawn,
@@ -22,6 +20,7 @@ from storage.compressors.sampled import (
     inclusion,
     searched,
 )
+from storage.compressors.search import TRIALS
 
 SCALE = Setting("step", 1e-3, 1e5)
 
@@ -125,21 +124,3 @@ def test_what_cannot_be_met_ends_at_the_end_that_comes_nearest(sample: Sample) -
     assert large.ratio < 1e6
     assert good.psnr < 250
     assert quantiser.calls <= 3 * 8
-
-
-@pytest.mark.parametrize("goal", [Goal("ratio", 20), Goal("psnr", 40), Goal("bound", 2)])
-def test_a_moved_goal_is_met_where_the_first_is_exceeded_by_as_much(goal: Goal) -> None:
-    found = Estimate(None, 1.0, 25.0, 45.0, 1.0)
-    moved = goal.moved(goal.of(found))
-    assert moved.of(found) == pytest.approx(0, abs=1e-12)
-
-
-def test_the_least_and_the_largest_goals_there_are_can_be_compared() -> None:
-    assert Goal("bound", 5e-324).excess(1, 20, 1e4) == pytest.approx(-753.65, abs=0.01)
-    assert Goal("ratio", 1.7e308).moved(1).excess(2, 20, 1) == -inf
-
-
-def test_no_error_at_all_meets_every_bound_and_an_error_never_meets_0() -> None:
-    assert Goal("bound", 0).excess(1, float("inf"), 0) > 0
-    assert Goal("bound", 0).excess(1, 90, 1e-9) < 0
-    assert Goal("psnr", 40).excess(1, float("inf"), 0) > 0
