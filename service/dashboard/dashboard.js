@@ -48,22 +48,30 @@ function duration(seconds) {
 
 const between = (start, end) => (new Date(end ?? Date.now()) - new Date(start)) / 1000;
 const clock = (time) => new Date(time).toLocaleString();
-const worded = (name) => name.replace(/_(bytes|s|seconds|mm)$/, "").replaceAll("_", " ");
+const LABELS = {
+  mb_s: "speed", seconds: "time", psnr: "PSNR", ssim: "SSIM", rmse: "RMSE", max_error: "largest error", number: "setting",
+  voxel_bytes: "voxels", coded_bytes: "chunks", level_bytes: "chunks by level", stored_bytes: "on disk",
+};
+const worded = (name) => LABELS[name] ?? name.replace(/_(bytes|s|seconds|mm)$/, "").replaceAll("_", " ");
 
 function valueInWords(name, value) {
-  if (value === null) return "not known";
+  if (value === null) return /^(psnr|number)$/.test(name) ? "none" : "not known";
   if (Array.isArray(value)) {
-    const joined = value.map((part) => valueInWords("", part)).join(", ");
+    const joined = value.map((part) => valueInWords(name.replace(/_mm$/, ""), part)).join(", ");
     return name.endsWith("_mm") ? `${joined} mm` : joined;
   }
+  if (typeof value === "boolean") return value ? "yes" : "no";
   if (typeof value !== "number") return String(value);
   if (/(^|_)bytes(_|$)/.test(name)) return bytes(value);
+  if (/(^|_)ratio$/.test(name)) return `${number(value)}:1`;
+  if (name === "mb_s") return `${number(value)} MB/s`;
+  if (name === "psnr") return `${number(value)} dB`;
   if (/(^|_)(s|seconds)$/.test(name)) return duration(value);
   if (/(^|_)share(_|$)/.test(name)) return `${number(value * 100)} %`;
   return Number.isInteger(value) ? whole(value) : number(value);
 }
 
-const DETAILS = /digest$|^packages$|^method$|^settings$|^notice$|^warnings$|^certificate$/;
+const DETAILS = /digest$|volume_id$|^sha256$|^packages$|^method$|^settings$|^notice$|^warnings$|^notes$|^certificate$/;
 const isTable = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 
 /** The plain entries of a result as pairs of words, nested objects in a row; provenance stays in the JSON. */
@@ -78,8 +86,29 @@ function resultInWords(result, prefix = "") {
   });
 }
 
+const percent = (share) => `${number(share * 100)} %`;
+
+function errorInWords({ rmse, psnr }) {
+  if (rmse === null) return "not known";
+  return psnr === null ? number(rmse) : `${number(rmse)} (${number(psnr)} dB)`;
+}
+
+/** What matters first of a volume or a file that a job made. */
+const HEADLINES = {
+  compress: (result) => {
+    const psnr = result.psnr === null ? "no voxel has changed" : `PSNR ${number(result.psnr)} dB for a peak of ${number(result.peak)}`;
+    return `${number(result.ratio)}:1 · ${psnr} · largest error ${number(result.max_error)}`;
+  },
+  decompress: (result) => `${bytes(result.source_bytes)} became ${bytes(result.stored_bytes)}, voxel for voxel`,
+  denoise: (result) => `noise ${number(result.sigma)} (${result.estimated ? "estimated" : "as given"}) · `
+    + `${percent(result.changed)} of the voxels changed, by ${number(result.removed)} in the root mean square of all`,
+  complete: (result) => `${whole(result.gaps)} voxels filled, ${percent(result.share)} · `
+    + `error at hidden voxels ${errorInWords(result.scattered)}, in hidden blocks ${errorInWords(result.blocks)}`,
+};
+
 /** The answer of a result that has one, in a line: what a person wants to read first. */
-function headline(result) {
+function headline({ kind, result }) {
+  if (HEADLINES[kind]) return HEADLINES[kind](result);
   const unit = result.target_unit ? ` ${result.target_unit}` : "";
   if (result.class_name) return `${result.target_name}: ${result.class_name}`;
   if (typeof result.value === "number") {
@@ -96,11 +125,13 @@ function headline(result) {
 }
 
 /** What is to be seen of a result without a click: its answer, what to be careful about, and its notice. */
-function resultAtAGlance(result) {
-  const answer = headline(result);
-  const careful = (result.warnings ?? []).filter(isTable).map(({ text }) => make("p", { className: "warning" }, `⚠ ${text}`));
+function resultAtAGlance(job) {
+  const { result } = job, answer = headline(job);
+  const told = [...(result.warnings ?? []).filter(isTable).map(({ text }) => text), ...(result.notes ?? [])];
+  const careful = told.map((text) => make("p", { className: "warning" }, `⚠ ${text}`));
   const notice = result.notice ? [make("p", { className: "notice" }, result.notice)] : [];
-  return [...(answer ? [make("p", { className: "answer" }, answer)] : []), ...careful, ...notice];
+  const made = result.volume_id ? [soft("made ", scanLink(result.volume_id))] : [];
+  return [...(answer ? [make("p", { className: "answer" }, answer)] : []), ...made, ...careful, ...notice];
 }
 
 function pictures(job) {
@@ -136,6 +167,9 @@ function previewLevel(scan) {
   return Math.max(0, enough);
 }
 
+/** Where each scan was last looked at: a card that is drawn anew shows the same slice. */
+const looking = new Map();
+
 function browser(scan) {
   const level = previewLevel(scan), shape = scan.level_shapes[level];
   const axes = ["z", "y", "x"];
@@ -143,9 +177,10 @@ function browser(scan) {
   const slider = make("input", { type: "range", min: 0, "aria-label": `slice of ${scan.name}` });
   const counter = make("span", { className: "number" });
   const planes = make("div", { className: "planes" });
-  let axis = "z";
+  let { axis, index } = looking.get(scan.id) ?? { axis: "z", index: null };
 
   function showSlice() {
+    looking.set(scan.id, { axis, index: slider.value });
     const view = planeView(scan.orientation, axis);
     const position = `${view.name} slice ${Number(slider.value) + 1} of ${Number(slider.max) + 1}`;
     const image = make("img", {
@@ -158,11 +193,11 @@ function browser(scan) {
     counter.textContent = `${Number(slider.value) + 1} / ${Number(slider.max) + 1}`;
   }
 
-  function choose(chosen) {
+  function choose(chosen, at = null) {
     axis = chosen;
     const count = shape[axes.indexOf(axis)];
     slider.max = count - 1;
-    slider.value = Math.floor(count / 2);
+    slider.value = at ?? Math.floor(count / 2);
     for (const plane of planes.children) plane.setAttribute("aria-pressed", plane.dataset.axis === axis);
     showSlice();
   }
@@ -173,7 +208,7 @@ function browser(scan) {
     planes.append(plane);
   }
   slider.oninput = showSlice;
-  choose("z");
+  choose(axis, index);
   return [picture, make("div", { className: "browse" }, slider, counter), planes];
 }
 
@@ -182,12 +217,32 @@ function browser(scan) {
 function scanFacts(scan) {
   const shape = scan.array_shape.map(whole).join(" × ");
   const spacing = scan.spacing ? `${scan.spacing.map(number).join(" × ")} mm` : "not known";
+  const stored = scan.derived ? `for ${bytes(scan.source_bytes)} of voxels` : `(${scan.source_format})`;
   return facts([
     ["shape", `${shape} (${scan.axes.join(", ")})`],
     ["spacing", spacing],
     ["values", `${number(scan.statistics.minimum)} … ${number(scan.statistics.maximum)}, ${scan.dtype}`],
-    ["stored", `${bytes(scan.stored_bytes)} (${scan.source_format})`],
+    ["stored", `${bytes(scan.stored_bytes)} ${stored}`],
   ]);
+}
+
+const nameOf = (id) => scans.rows.find((scan) => scan.id === id)?.name;
+const madeOf = (scan) => scans.rows.filter((other) => other.derived?.volume_id === scan.id);
+
+/** To a scan's card by its name; of one that is not on this page, what the API says of it. */
+function scanLink(id) {
+  const name = nameOf(id);
+  return make("a", { href: name ? `#${id}` : `/v1/volumes/${id}` }, name ?? "a scan that is not shown here");
+}
+
+/** Of what a volume was made, how, and what was made of it. */
+function lineage(scan) {
+  const made = madeOf(scan).flatMap((other, i) => [i ? " · " : "", scanLink(other.id)]);
+  const lines = made.length ? [soft("made of it: ", ...made)] : [];
+  if (!scan.derived) return lines;
+  const asked = Object.fromEntries(Object.entries(scan.derived.settings).filter(([, value]) => value !== null));
+  const words = resultInWords(asked).map((pair) => pair.join(" ")).join(", ");
+  return [soft(`by ${scan.derived.kind} of `, scanLink(scan.derived.volume_id), words ? `: ${words}` : ""), ...lines];
 }
 
 function scanCard(scan) {
@@ -197,12 +252,14 @@ function scanCard(scan) {
   if (scan.state === "ready") {
     const [picture, browse, planes] = browser(scan);
     card.prepend(picture);
-    const runs = kinds.filter((kind) => kind.needs_volume && !needsMore(kind)).map((kind) => {
+    const runs = kinds.filter((kind) => kind.needs_volume && !needsMore(kind) && suits(kind, scan)).map((kind) => {
       const run = button(kind.title, () => submit(kind, scan, run));
       run.title = kind.description;
       return run;
     });
-    body.append(browse, planes, scanFacts(scan), make("div", { className: "actions" }, ...runs));
+    body.append(browse, planes, ...lineage(scan), scanFacts(scan), make("div", { className: "actions" }, ...runs));
+    const compress = kinds.find((kind) => kind.name === "compress");
+    if (compress) body.append(wish(compress, scan));
     if (kinds.some((kind) => kind.name === "predict")) body.append(question(scan));
     body.append(...scan.warnings.map((text) => make("p", { className: "warning" }, `⚠ ${text}`)));
   } else {
@@ -210,12 +267,35 @@ function scanCard(scan) {
     card.prepend(make("div", { className: "picture" }, waiting));
     if (scan.error) body.append(trouble(scan.error));
   }
-  body.append(soft(`sent ${clock(scan.created_at)}, ${bytes(scan.source_bytes)}`));
+  body.append(soft(scan.derived ? `made ${clock(scan.created_at)}` : `sent ${clock(scan.created_at)}, ${bytes(scan.source_bytes)}`));
   return card;
 }
 
 /** Whether a kind wants parameters that have no defaults: a button alone cannot give them. */
 const needsMore = (kind) => (kind.parameters_schema.required ?? []).length > 0;
+
+/** Whether a button has anything to do: gaps to fill, something to unpack; compressing has a form of its own. */
+function suits(kind, scan) {
+  if (kind.name === "complete") return scan.statistics.replaced > 0;
+  if (kind.name === "decompress") return scan.derived?.kind === "compress";
+  return kind.name !== "compress";
+}
+
+const GOALS = { ratio: ["ratio", 20], psnr: ["PSNR, dB", 45], bound: ["largest error", 0] };
+
+/** A form that compresses a scan: to a ratio, a quality or an error of any voxel, and by what. */
+function wish(kind, scan) {
+  const options = Object.entries(GOALS).map(([value, [text]]) => make("option", { value }, text));
+  const goal = make("select", { "aria-label": `what ${scan.name} is compressed to` }, ...options);
+  const amount = make("input", { type: "number", step: "any", min: 0, value: GOALS.ratio[1], "aria-label": "how much" });
+  const known = kind.parameters_schema.properties?.compressor?.enum ?? ["putt"];
+  const compressor = make("select", { "aria-label": "compressor" }, ...known.map((name) => make("option", { value: name }, name)));
+  const run = button(kind.title, () => submit(kind, scan, run, { [goal.value]: amount.valueAsNumber, compressor: compressor.value }));
+  goal.onchange = () => { amount.value = GOALS[goal.value][1]; };
+  compressor.value = "putt";
+  run.title = kind.description;
+  return make("details", {}, make("summary", {}, "compress"), make("div", { className: "actions" }, goal, amount, compressor, run));
+}
 
 /** A form that asks a model about a scan: which one, and the numbers that it wants beside. */
 function question(scan) {
@@ -259,6 +339,7 @@ async function submit(kind, scan, run, parameters = {}) {
     });
     if (!answer.ok) complain(await answer.json());
     await jobs.refresh();
+    redraw();
   } catch {
     complain({ title: "The service does not answer", detail: "the job was not submitted; try again" });
   } finally {
@@ -287,12 +368,12 @@ function jobTimes(job) {
 
 function jobRow(job) {
   const row = make("li", { className: "row", id: job.id });
-  const name = scans.rows.find((scan) => scan.id === job.volume_id)?.name;
-  row.append(make("div", { className: "title" }, make("h3", {}, name ? `${job.kind} · ${name}` : job.kind), chip(job.state)));
+  const about = job.volume_id ? [" · ", scanLink(job.volume_id)] : [];
+  row.append(make("div", { className: "title" }, make("h3", {}, job.kind, ...about), chip(job.state)));
   row.append(...jobProgress(job));
   if (job.error) row.append(trouble(job.error));
   if (job.result) {
-    row.append(...resultAtAGlance(job.result), ...pictures(job));
+    row.append(...resultAtAGlance(job), ...pictures(job));
     row.append(make("details", {}, make("summary", {}, "result"), facts(resultInWords(job.result))));
   }
   if (job.artifacts.length) {
@@ -308,13 +389,15 @@ function jobRow(job) {
 async function cancel(job) {
   await fetch(`/v1/jobs/${job.id}/cancel`, { method: "POST" });
   await jobs.refresh();
+  redraw();
 }
 
 // ---- lists that follow the API
 
 class Following {
-  constructor(path, key, list, empty, count, draw) {
-    Object.assign(this, { path, key, list, empty, count, draw, etag: "", rows: [], drawn: new Map(), size: PAGE_SIZE });
+  /** `draw` makes a row's element; what it depends on beside the row, `beside` names. */
+  constructor(path, key, list, empty, count, draw, beside) {
+    Object.assign(this, { path, key, list, empty, count, draw, beside, etag: "", rows: [], drawn: new Map(), size: PAGE_SIZE });
   }
 
   /** Ask once; true when something is still going on. Throws when the service does not answer. */
@@ -327,19 +410,19 @@ class Following {
     this.etag = answer.headers.get("ETag");
     this.rows = page[this.key];
     this.more = page.next_page_token !== null;
-    this.redraw();
   }
 
-  /** Put every row in its place; only those that changed are drawn anew, and an open one stays open. */
+  /** Put every row in its place; only those that changed are drawn anew, and what was open stays open. */
   redraw() {
     const before = this.drawn;
     this.drawn = new Map();
     for (const row of this.rows) {
-      const text = JSON.stringify([row, kinds.length]);
+      const text = JSON.stringify([row, kinds.length, this.beside(row)]);
       const old = before.get(row.id);
       const element = old?.text === text ? old.element : this.draw(row);
-      if (old && old.element !== element && old.element.querySelector("details[open]")) {
-        element.querySelector("details")?.setAttribute("open", "");
+      if (old && old.element !== element) {
+        const opened = [...old.element.querySelectorAll("details")].map((part) => part.open);
+        element.querySelectorAll("details").forEach((part, i) => { part.open = opened[i] ?? false; });
       }
       this.drawn.set(row.id, { text, element });
     }
@@ -353,8 +436,15 @@ class Following {
 }
 
 let kinds = [];
-const scans = new Following("/v1/volumes", "volumes", $("scans"), $("no-scans"), $("scan-count"), scanCard);
-const jobs = new Following("/v1/jobs", "jobs", $("jobs"), $("no-jobs"), $("job-count"), jobRow);
+const scans = new Following("/v1/volumes", "volumes", $("scans"), $("no-scans"), $("scan-count"), scanCard,
+  (scan) => [nameOf(scan.derived?.volume_id), madeOf(scan).map((other) => other.id)]);
+const jobs = new Following("/v1/jobs", "jobs", $("jobs"), $("no-jobs"), $("job-count"), jobRow,
+  (job) => [nameOf(job.volume_id), nameOf(job.result?.volume_id)]);
+
+function redraw() {
+  scans.redraw();
+  jobs.redraw();
+}
 
 function busy() {
   return jobs.rows.some((job) => !ENDED.has(job.state)) || scans.rows.some((scan) => scan.state === "validating");
@@ -368,7 +458,7 @@ function complain(problem) {
 async function loadKinds() {
   const answer = await fetch("/v1/kinds");
   const known = answer.ok ? (await answer.json()).kinds : [];
-  if (known.length !== kinds.length) { kinds = known; scans.redraw(); }
+  if (known.length !== kinds.length) kinds = known;
 }
 
 let down = false, nextHealth = 0;
@@ -376,8 +466,9 @@ let down = false, nextHealth = 0;
 async function round() {
   try {
     if (Date.now() >= nextHealth) await health();
-    await scans.refresh();
     await jobs.refresh();
+    await scans.refresh();
+    redraw();
     $("more-scans").hidden = !scans.more || scans.size >= 200;
     if (down) $("trouble").hidden = true;
     down = false;

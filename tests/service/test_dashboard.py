@@ -5,15 +5,21 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from house import EMBED, INTERNAL, House, wait_until
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from support.compressed import compressed
 
 from storage.artifacts import ArtifactStore
+from storage.ids import derived_id
 from storage.jobs import JobKind, Progress, Queue
+from storage.records import Derivation, DerivedVolume
+from storage.tidy import store_key
+from storage.volume import Volume
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = [
@@ -180,6 +186,89 @@ def test_a_model_is_asked_and_its_answer_is_shown_with_its_notice(watched: Watch
     expect(row.locator("img.artifact")).to_have_js_property("naturalWidth", 900)
     row.locator("summary").click()
     expect(row).to_contain_text("level 0.9, low 55.5, high 70.5")
+    assert watched.troubles == []
+
+
+COMPRESSED = {
+    "ratio": 20.5,
+    "psnr": 31.25,
+    "peak": 252.0,
+    "max_error": 8.5,
+    "level_bytes": [108_968, 3_853],
+    "stored_bytes": 141_515,
+    "passes": [{"number": None, "ratio": 20.5}],
+    "mb_s": 2.5,
+    "seconds": 1.5,
+    "source_digest": "sha256:beef",
+}
+
+
+def on_volumes(name: str, **properties: object) -> JobKind:
+    kind = learning(name, needs_volume=True, required=[])
+    return replace(kind, parameters_schema={"type": "object", "properties": properties})
+
+
+def publish_compressed(house: House, job_id: str) -> str:
+    """The id of the volume that a compression makes of its own one."""
+    job = house.catalogue.claim(job_id, "worker", 60)
+    assert job is not None
+    source = house.catalogue.volume(str(job.volume_id))
+    volume_id = derived_id(job.id)
+    store = store_key(volume_id, job.attempt)
+    (house.root / store).parent.mkdir(parents=True)
+    made = compressed(Volume.open(house.root / str(source.store)), house.root / store)
+    derivation = Derivation(source.id, made.stored.digest, "compress", {"bound": 8.5, "ratio": None})
+    stored = replace(made.stored, derived=derivation)
+    result = {**COMPRESSED, "volume_id": volume_id}
+    derived = DerivedVolume("small", stored, store)
+    house.catalogue.finish(job.id, job.attempt, result, derived=derived)
+    return volume_id
+
+
+@needs_chromium
+def test_a_compressed_volume_stands_beside_its_source(watched: Watched, nifti: bytes) -> None:
+    page, house = watched.page, watched.house
+    compressors = {"enum": ["putt", "zfp"], "default": "putt"}
+    kinds = [
+        on_volumes("compress", compressor=compressors, bound={}),
+        on_volumes("decompress"),
+        on_volumes("complete"),
+    ]
+    house.catalogue.announce("worker", [EMBED, INTERNAL, *kinds], "cpu")
+    source = house.ready(nifti)
+    page.reload()
+    card = page.locator(f"#{source}")
+    expect(card.get_by_role("button", name="Embed")).to_be_visible()
+    for without_use in ("Complete", "Decompress"):
+        expect(card.get_by_role("button", name=without_use, exact=True)).to_have_count(0)
+    card.get_by_role("button", name="coronal").click()
+    card.locator("summary").click()
+    card.get_by_label("compressed to").select_option("bound")
+    card.get_by_label("how much").fill("8.5")
+    card.get_by_label("compressor").select_option("zfp")
+    card.get_by_role("button", name="Compress").click()
+    wait_until(lambda: house.catalogue.jobs(kind="compress") != [])
+    (job,) = house.catalogue.jobs(kind="compress")
+    assert job.parameters == {"bound": 8.5, "compressor": "zfp"}
+
+    small = publish_compressed(house, job.id)
+    row, made = page.locator(f"#{job.id}"), page.locator(f"#{small}")
+    expect(row.locator(".answer")).to_have_text(
+        "20.5:1 · PSNR 31.25 dB for a peak of 252 · largest error 8.5"
+    )
+    expect(row.get_by_role("link", name="small")).to_have_attribute("href", f"#{small}")
+    expect(made).to_contain_text("by compress of scan: bound 8.5")
+    expect(made.get_by_role("link", name="scan")).to_have_attribute("href", f"#{source}")
+    expect(made.locator("img")).to_have_js_property("complete", True)
+    assert made.locator("img").evaluate("image => image.naturalWidth") > 0
+    expect(made.get_by_role("button", name="Decompress", exact=True)).to_be_visible()
+    expect(card.get_by_role("link", name="small")).to_have_attribute("href", f"#{small}")
+    expect(card.get_by_role("button", name="coronal")).to_have_attribute("aria-pressed", "true")
+    row.locator("summary").click()
+    for words in ("109 kB, 3.853 kB", "2.5 MB/s", "1.5 s", "setting none, ratio 20.5:1"):
+        expect(row.locator("details")).to_contain_text(words)
+    for raw in (small, source, "sha256:", "null"):
+        expect(row).not_to_contain_text(raw)
     assert watched.troubles == []
 
 
