@@ -8,11 +8,13 @@ pyramid counted.
 Per size one thread, in processes of their own: one that makes the cube, one that compresses it, one that
 reads. `mvoxel_s` is of one writing of the whole: reading chunks, coding, decoding for errors and statistics,
 coarser levels, checksums, and syncing to disk, per second of wall clock; `cpu_mvoxel_s` the same per second
-that the process had a core, for machines that are shared. `fit_s` is what finding the setting took, and
-`whole_mvoxel_s` is of all together, as many writings as there were. `tile_ms` is the median of reading and
-decoding one tile of 64^3, drawn at random, each for the first time; `overview_ms` the median of opening the
-volume and reading its coarsest level, which is no larger than one tile. The operating system's cache is warm.
-`peak_rss_growth` is the largest size's peak over that of the smallest.
+that the process had a core, for machines that are shared; `two_mvoxel_s` the same per second of wall clock
+with an idle process that helps (`storage.derived_help`), and `helped` the share of tiles that it coded.
+`fit_s` is what finding the setting took, and `whole_mvoxel_s` is of all together, as many writings as there
+were. `tile_ms` is the median of reading and decoding one tile of 64^3, drawn at random, each for the first
+time; `overview_ms` the median of opening the volume and reading its coarsest level, which is no larger than
+one tile. The operating system's cache is warm. `peak_rss_growth` is the largest size's peak over that of the
+smallest.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,8 @@ from storage.checkpoints import Checkpoints
 from storage.chunks import ChunkReader
 from storage.compressors.goals import Goal
 from storage.derived import Drafts
-from storage.derived_compressed import compressed
+from storage.derived_compressed import Compressed, assisted, compressed
+from storage.errors import LeaseLost
 from storage.grid import VoxelGrid
 from storage.ingest import ingest
 from storage.jobs import Progress
@@ -52,6 +56,7 @@ SCAN = DATA / "dev/dicom/head_mr_T1_196.zip"
 RATIO = 20.0
 TILES, OVERVIEWS = 200, 9
 LONGEST_S = 7200
+IDLE_S = 0.02
 TARGETS = (
     Target("mvoxel_s", 5, at_least=True),
     Target("peak_rss_mib", 1024),
@@ -59,7 +64,8 @@ TARGETS = (
     Target("overview_ms", 100),
 )
 COLUMNS = (
-    *("mvoxel_s", "cpu_mvoxel_s", "whole_mvoxel_s", "fit_s", "passes", "peak_rss_mib"),
+    *("mvoxel_s", "cpu_mvoxel_s", "two_mvoxel_s", "helped", "whole_mvoxel_s", "fit_s", "passes"),
+    "peak_rss_mib",
     *("ratio", "level0_ratio", "psnr", "step", "tile_ms", "overview_ms", "reading_rss_mib"),
 )
 
@@ -186,18 +192,8 @@ class Watch:
 
 def compress(folder: Path, scan: Path, size: int) -> Row:
     """Compress it for the ratio."""
-    source, watch = Volume.open(folder / "source"), Watch()
-    made = compressed(
-        source,
-        Goal("ratio", RATIO),
-        compressor="putt",
-        seed=0,
-        drafts=Drafts(folder / "drafts", "job", 1),
-        derivation=Derivation("source", source.stored.digest, "compress"),
-        checkpoints=Checkpoints(folder / "plan", 1),
-        report=watch.report,
-    )
-    watch.lap()
+    source = Volume.open(folder / "source")
+    made, watch = timed(source, folder)
     peak = peak_rss_mib()
     made.written.publish(folder / "compressed")
     voxels, passes = source.stored.grid.voxels / 1e6, len(made.passes)
@@ -215,6 +211,54 @@ def compress(folder: Path, scan: Path, size: int) -> Row:
         "step": kept.number,
         "peak_rss_mib": peak,
     }
+
+
+def timed(source: Volume, folder: Path) -> tuple[Compressed, Watch]:
+    """One compression, with drafts in a folder."""
+    watch = Watch()
+    made = compressed(
+        source,
+        Goal("ratio", RATIO),
+        compressor="putt",
+        seed=0,
+        drafts=Drafts(folder / "drafts", "job", 1),
+        derivation=Derivation("source", source.stored.digest, "compress"),
+        checkpoints=Checkpoints(folder / "plan", 1),
+        report=watch.report,
+    )
+    watch.lap()
+    return made, watch
+
+
+def compress_helped(folder: Path, scan: Path, size: int) -> Row:
+    """The same again, while another process helps."""
+    source, shared = Volume.open(folder / "source"), folder / "helped"
+    command = [sys.executable, "-m", "benchmarks.putt_scale", "help", str(folder), str(scan), str(size)]
+    shared.mkdir()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as helper:
+        try:
+            while not (shared / "ready").exists():
+                time.sleep(IDLE_S)
+            made, watch = timed(source, shared)
+        finally:
+            helper.terminate()
+    voxels, written = source.stored.grid.voxels / 1e6, made.written
+    return {
+        "two_mvoxel_s": len(made.passes) * voxels / watch.wall,
+        "helped": written.helped / (written.made + written.helped),
+    }
+
+
+def assist(folder: Path, scan: Path, size: int) -> Row:
+    """What an idle worker does, until it is ended."""
+    source, shared = Volume.open(folder / "source"), folder / "helped"
+    (shared / "ready").touch()
+    until = time.monotonic() + LONGEST_S
+    while time.monotonic() < until:
+        with suppress(LeaseLost):
+            assisted(source, Goal("ratio", RATIO), drafts=Drafts(shared / "drafts", "job", 1))
+        time.sleep(IDLE_S)
+    return {}
 
 
 def read(folder: Path, scan: Path, size: int) -> Row:
@@ -243,8 +287,10 @@ def read(folder: Path, scan: Path, size: int) -> Row:
     }
 
 
-STEPS = {"make": make, "compress": compress, "read": read}
+STEPS = {"make": make, "compress": compress, "compress_helped": compress_helped, "read": read}
+"""In this order, each in a process of its own."""
+ROLES = {**STEPS, "help": assist}
 
 
 if __name__ == "__main__":
-    print(json.dumps(STEPS[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))))
+    print(json.dumps(ROLES[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))))
