@@ -32,10 +32,8 @@ from storage.volume import Volume
 MOST_PASSES = 3
 ENOUGH = {"ratio": 0.1, "psnr": 0.5, "bound": math.inf}
 """An excess over the goal (in its logarithm, dB) that is not worth another pass."""
-MARGIN = {"ratio": 0.03, "psnr": 0.1, "bound": 0.1}
-"""What a sample is asked for beyond the goal at first: about the error of its estimates."""
 MORE = {"ratio": 0.005, "psnr": 0.03, "bound": 0.05}
-"""Likewise when it is known how far the sample was off, with each pass."""
+"""What a sample is asked for beyond the goal when it is known how far it was off, with each pass."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,12 @@ class Pass:
 
 @dataclass(frozen=True)
 class Plan:
-    """How far a compression has come: which compressor of `COMPRESSORS`, and the passes that are over."""
+    """How far a compression has come: which compressor of `COMPRESSORS`, the numbers of its settings, with
+    that of the pass under way, and the passes that are over.
+    """
 
     compressor: str
+    numbers: tuple[float | None, ...] = ()
     passes: tuple[Pass, ...] = ()
 
 
@@ -150,7 +151,8 @@ def _loaded(checkpoints: Checkpoints) -> Plan | None:
     if (found := checkpoints.load()) is None:
         return None
     record = found[1]["plan"]
-    return Plan(record["compressor"], tuple(Pass(**done) for done in record["passes"]))
+    passes = tuple(Pass(**done) for done in record["passes"])
+    return Plan(record["compressor"], tuple(record["numbers"]), passes)
 
 
 @dataclass
@@ -171,27 +173,36 @@ class _Run:
     def of(self, plan: Plan) -> Compressed:
         """The nearest of the passes that meet the goal. Raises UnreachableQuality where none does."""
         scheme = scheme_of(plan.compressor, self.goal, self.source.stored)
-        known: list[Estimate] = []
-        passes = list(plan.passes)
-        best = self._best(passes)
-        held = None if best is None else self._written(scheme, best.number, len(passes))[0]
-        while len(passes) < MOST_PASSES and not self._is_enough(scheme, best):
-            number = self._next(scheme, known, passes, best is None)
-            if number in [done.number for done in passes]:
+        best = self._best(plan.passes)
+        held = None if best is None else self._written(scheme, best.number, len(plan.passes))[0]
+        while len(plan.passes) < MOST_PASSES and not self._is_enough(scheme, best):
+            plan = self._with_next(plan, scheme, best is None)
+            *before, number = plan.numbers
+            if number in before:
                 break
-            written, done = self._written(scheme, number, len(passes) + 1)
-            passes.append(done)
-            if self._best(passes) is done:
+            written, done = self._written(scheme, number, len(plan.numbers))
+            plan = replace(plan, passes=(*plan.passes, done))
+            if self._best(plan.passes) is done:
                 held, written, best = written, held, done
             if written is not None:
                 written.draft.drop()
-            self.save(replace(plan, passes=tuple(passes)))
+            self.save(plan)
         if held is None or best is None:
-            nearest = max(passes, key=lambda done: done.excess(self.goal))
+            nearest = max(plan.passes, key=lambda done: done.excess(self.goal))
             raise self._unreachable(scheme, nearest)
         return Compressed(
-            held, scheme.compressor, scheme.setting(best.number), tuple(passes), len(self.samples.full.tiles)
+            held, scheme.compressor, scheme.setting(best.number), plan.passes, len(self.samples.full.tiles)
         )
+
+    def _with_next(self, plan: Plan, scheme: Scheme, needed: bool) -> Plan:
+        """The plan with the number of its next pass: found once, so that an attempt goes on with what an
+        earlier one began.
+        """
+        if len(plan.numbers) == len(plan.passes):
+            number = self._next(scheme, plan.passes, needed)
+            plan = replace(plan, numbers=(*plan.numbers, number))
+            self.save(plan)
+        return plan
 
     def _best(self, passes: Sequence[Pass]) -> Pass | None:
         """That meets the goal and exceeds it least."""
@@ -203,30 +214,26 @@ class _Run:
             return False
         return scheme.scale is None or best.excess(self.goal) <= ENOUGH[self.goal.kind]
 
-    def _next(self, scheme: Scheme, known: list[Estimate], passes: list[Pass], needed: bool) -> float | None:
+    def _next(self, scheme: Scheme, passes: Sequence[Pass], needed: bool) -> float | None:
         """The setting to try: that meets the goal on the sample, as far as samples told the truth before."""
-        sample = self.samples.full
         if scheme.scale is None and self.goal.kind == "bound":
             return None
-        aim, start = self.goal, None
         if passes:
-            aim = aim.moved(MORE[aim.kind] * len(passes) + self._told_too_well(scheme, known, passes[-1]))
-        elif not self.samples.is_whole(sample):
-            aim = aim.moved(MARGIN[aim.kind])
-            start = self.samples.estimate(self.samples.trial, scheme, aim).number
-        found = self.samples.estimate(sample, scheme, aim, known, start)
+            more = MORE[self.goal.kind] * len(passes) + self._told_too_well(scheme, passes[-1])
+            aim = self.goal.moved(more)
+            found = self.samples.estimate(self.samples.full, scheme, aim)
+        else:
+            aim = self.samples.aim(self.goal)
+            found = self.samples.promised(scheme, self.goal)
         if needed and aim.of(found) < 0 and self.goal.of(found) < 0:
             raise self._unreachable(scheme, found)
         return found.number
 
-    def _told_too_well(self, scheme: Scheme, known: list[Estimate], last: Pass) -> float:
-        """By how much the sample exceeded the goal more than the whole did, at the same setting; 0 where one of
-        them is infinite, as nothing changed.
+    def _told_too_well(self, scheme: Scheme, last: Pass) -> float:
+        """By how much the sample exceeded the goal more than the whole did, at the same setting; 0 where
+        that is infinite, as nothing changed.
         """
-        told = next((one for one in known if one.number == last.number), None)
-        if told is None:
-            told = self.samples.told(scheme, last.number)
-            known.append(told)
+        told = self.samples.told(self.samples.full, scheme, last.number)
         too_well = self.goal.of(told) - last.excess(self.goal)
         return too_well if math.isfinite(too_well) else 0.0
 
@@ -246,7 +253,7 @@ class _Run:
             keep_gaps=True,
             report=lambda progress: self.report(replace(progress, phase=f"{progress.phase} {count}")),
             threads=self.threads,
-            call=Call({"compressor": scheme.compressor, "number": number}, self.ring),
+            call=Call({"compressor": scheme.name, "number": number}, self.ring),
         )
         stored, statistics = self.source.stored, self.source.stored.statistics
         psnr = psnr_of(

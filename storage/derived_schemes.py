@@ -25,8 +25,12 @@ LOSSLESS = tuple(name for name, one in COMPRESSORS.items() if one.lossless)
 
 @dataclass(frozen=True)
 class Scheme:
-    """A compressor as codings of a volume, by its setting's number; it has none where `scale` is None."""
+    """A compressor as codings of a volume, by its setting's number; it has none where `scale` is None.
 
+    `name` is what `scheme_of` was asked for, `compressor` what writes the tiles.
+    """
+
+    name: str
     compressor: str
     scale: Setting | None
     make: Callable[[float | None], Coding]
@@ -42,27 +46,26 @@ def scheme_of(name: str, goal: Goal, stored: StoredVolume) -> Scheme:
     """
     known = COMPRESSORS[name]
     if goal.kind == "bound" and name == "putt":
-        return _bounded(goal, np.dtype(stored.dtype))
+        return _bounded(name, goal, np.dtype(stored.dtype))
     scale = known.setting(_extremes(stored.statistics, stored.dtype))
     if scale is None:
-        return Scheme(name, None, lambda number: framed(name, {}, lossless=True))
+        return Scheme(name, name, None, lambda number: framed(name, {}, lossless=True))
     if goal == Goal("bound", 0):
         cure = f"use putt, auto, or one without loss: {', '.join(LOSSLESS)}"
         raise UnreachableQuality(name, str(goal), {}, cure)
     if name == "putt":
-        return Scheme(name, scale, lambda number: putt(_number(number)))
-    return Scheme(name, scale, lambda number: framed(name, {scale.name: _number(number)}))
+        return Scheme(name, name, scale, lambda number: putt(_number(number)))
+    return Scheme(name, name, scale, lambda number: framed(name, {scale.name: _number(number)}))
 
 
-def _bounded(goal: Goal, dtype: np.dtype[Any]) -> Scheme:
+def _bounded(name: str, goal: Goal, dtype: np.dtype[Any]) -> Scheme:
     if dtype.kind in "iu":
         delta = float(min(math.floor(goal.value), MOST_DELTA))
-        return Scheme(
-            BOUNDED.name, None, lambda number: framed(BOUNDED.name, {"delta": delta}, lossless=delta == 0)
-        )
+        coding = framed(BOUNDED.name, {"delta": delta}, lossless=delta == 0)
+        return Scheme(name, BOUNDED.name, None, lambda number: coding)
     if goal.value == 0:
-        return Scheme("blosc", None, lambda number: framed("blosc", {}, lossless=True))
-    return Scheme("putt", None, lambda number: within(goal.value))
+        return Scheme(name, "blosc", None, lambda number: framed("blosc", {}, lossless=True))
+    return Scheme(name, name, None, lambda number: within(goal.value))
 
 
 def _extremes(statistics: Statistics, dtype: str) -> Array:

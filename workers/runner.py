@@ -77,6 +77,7 @@ class Runner:
             context.require_memory(kind.memory_bytes(context, parameters))
             return job if kind.help(context, parameters, time.monotonic() + HELP_S) else None
         except LeaseLost:
+            log.info("job %s needs no help any more", job_id)
             return None
         except Exception as error:
             log.warning("no more help with job %s: %s", job_id, error)

@@ -14,7 +14,10 @@ import pytest
 from numpy.typing import NDArray
 
 import storage.derived_help
+from storage.checkpoints import Checkpoints
+from storage.compressors.goals import Goal
 from storage.derived import Call, Drafts, Written, assist, drafted, joined, putt
+from storage.derived_compressed import assisted, compressed
 from storage.derived_draft import Draft
 from storage.derived_report import LevelReader
 from storage.errors import JobCancelled, LeaseLost
@@ -250,6 +253,40 @@ def test_nobody_helps_an_owner_of_another_program(house: House, monkeypatch: pyt
     written = house.own(call=Call({"step": 16.0}, ring))
     assert not house.coded["stranger"]
     assert written.helped == 0
+
+
+@pytest.mark.parametrize(
+    ("goal", "compressor"),
+    [
+        (Goal("ratio", 6), "putt"),
+        (Goal("bound", 3), "putt"),
+        (Goal("bound", 0), "blosc"),
+    ],
+    ids=str,
+)
+def test_a_compression_for_any_goal_is_helped(
+    goal: Goal, compressor: str, source: Volume, tmp_path: Path
+) -> None:
+    drafts, helpers = Drafts(tmp_path / "d", "job_1", 1), []
+
+    def ring(count: int) -> None:
+        assert not assisted(source, goal, drafts=drafts)
+        helpers.append(count)
+
+    made = compressed(
+        source,
+        goal,
+        compressor=compressor,
+        seed=0,
+        drafts=drafts,
+        derivation=Derivation("vol_1", source.stored.digest, "compress"),
+        checkpoints=Checkpoints(tmp_path / "plan", 1),
+        ring=ring,
+    )
+    assert len(helpers) == len(made.passes)
+    assert made.written.made == 0
+    assert made.written.helped == made.passes[-1].tiles
+    made.written.volume().verify()
 
 
 def test_nobody_is_called_for_one_shard(tmp_path: Path) -> None:
