@@ -31,10 +31,14 @@ COARSER_TILES, COARSER_SHARE = 8, 3
 """Likewise of each coarser level, 2 at least."""
 TRIAL_TILES = 6
 """Tiles by which `auto` chooses."""
-CACHE_BYTES = 64 << 20
-"""Of decoded chunks of that level, while it is looked at."""
 FINEST_ACTIVITY = 8
 """Activity is looked for in the coarsest level whose voxels span no more of level 0's along each axis."""
+CACHE_BYTES = 64 << 20
+"""Of decoded chunks of that level, while it is looked at."""
+MARGIN = {"ratio": 0.03, "psnr": 0.1, "bound": 0.1}
+"""What a sample is asked for beyond the goal at first (in its logarithm, dB): about the error of its
+estimates.
+"""
 COMPRESSED = putt(1.0)
 """All compressed volumes are tiled as this one."""
 
@@ -48,7 +52,9 @@ class Samples:
     seed: int
     report: Report
     each: Each
-    _known: dict[int, Sample] = field(default_factory=dict)
+    _samples: dict[int, Sample] = field(default_factory=dict)
+    _estimates: dict[tuple[int, str], dict[float | None, Estimate]] = field(default_factory=dict)
+    """By the sample, which is kept, and the compressor."""
     _tried: int = 0
 
     @property
@@ -66,32 +72,43 @@ class Samples:
         """Whether it has all tiles, so that nothing is left to chance."""
         return len(sample.tiles) == sum(self._count(level) for level in range(len(self.source.levels)))
 
-    def estimate(
-        self,
-        sample: Sample,
-        scheme: Scheme,
-        goal: Goal,
-        known: list[Estimate] | None = None,
-        start: float | None = None,
-    ) -> Estimate:
-        """The estimate that meets the goal, or comes nearest; the search begins with the setting `start`."""
-        known = [] if known is None else known
+    def aim(self, goal: Goal) -> Goal:
+        """What a sample is to meet so that the whole meets the goal, as far as is known at first."""
+        return goal if self.is_whole(self.full) else goal.moved(MARGIN[goal.kind])
+
+    def promised(self, scheme: Scheme, goal: Goal) -> Estimate:
+        """What the full sample says of the setting that meets a goal, for a first writing of the whole."""
+        aim = self.aim(goal)
+        start = None if self.is_whole(self.full) else self.estimate(self.trial, scheme, aim).number
+        return self.estimate(self.full, scheme, aim, start)
+
+    def estimate(self, sample: Sample, scheme: Scheme, goal: Goal, start: float | None = None) -> Estimate:
+        """The estimate that meets the goal, or comes nearest; the search begins with the setting `start`, or
+        with what the sample was known to say before.
+        """
         if scheme.scale is None:
-            return estimated(sample, self._code(scheme.make(None)), None, self.each)
+            return self.told(sample, scheme, None)
+        known = self._told(sample, scheme)
         return searched(
             sample,
             lambda number: self._code(scheme.make(number)),
             scheme.scale,
             goal,
-            known=known,
+            known=list(known.values()),
             start=start,
-            tried=known.append,
+            tried=lambda found: known.update({found.number: found}),
             each=self.each,
         )
 
-    def told(self, scheme: Scheme, number: float | None) -> Estimate:
-        """What the full sample says of a setting."""
-        return estimated(self.full, self._code(scheme.make(number)), number, self.each)
+    def told(self, sample: Sample, scheme: Scheme, number: float | None) -> Estimate:
+        """What a sample says of a setting."""
+        known = self._told(sample, scheme)
+        if number not in known:
+            known[number] = estimated(sample, self._code(scheme.make(number)), number, self.each)
+        return known[number]
+
+    def _told(self, sample: Sample, scheme: Scheme) -> dict[float | None, Estimate]:
+        return self._estimates.setdefault((id(sample), scheme.compressor), {})
 
     def _code(self, coding: Coding) -> Code:
         levels = [coding.tiling(level).chunk for level in self.source.levels]
@@ -108,9 +125,9 @@ class Samples:
         return code
 
     def _of(self, count: int) -> Sample:
-        if count not in self._known:
-            self._known[count] = self._drawn(count)
-        return self._known[count]
+        if count not in self._samples:
+            self._samples[count] = self._drawn(count)
+        return self._samples[count]
 
     def _drawn(self, count: int) -> Sample:
         stored = self.source.stored
