@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,13 @@ from storage.jobs import Job, JobState, Progress
 from storage.records import VolumeState
 from storage.volume import Volume
 from workers.jobs import KINDS
+from workers.jobs.complete import Complete
 from workers.lease import Lease
 from workers.restoring.completing import Completing
 from workers.restoring.denoising import Denoising
+from workers.restoring.overview import Overview
 from workers.runner import Runner
+from workers.settings import WorkerSettings
 from workers.windows import Windows, within
 
 Array = NDArray[Any]
@@ -374,3 +379,49 @@ def test_observed_voxels_become_what_the_train_says_only_if_asked_to(bench: Benc
     near = bench.voxels(bench.result("complete", scan, keep_observed=False, rank=64)["volume_id"])
     assert rms(loose - truth) > 3 * rms(near - truth) > 0
     assert rms(loose - truth) < truth.std()
+
+
+def test_the_overview_goes_on_where_cells_hold_nothing() -> None:
+    """A slope across a gap of half of the cells along each axis stays one."""
+    shape = (128, 128, 128)
+    slope = np.indices(shape, dtype=np.float32).sum(axis=0)
+    seen = np.ones(shape, bool)
+    gap = (slice(24, 88),) * 3
+    seen[gap] = False
+    overview = Overview.of(shape, lambda box: (slope[box], seen[box]), "cpu")
+    assert overview is not None
+    assert (overview.low, overview.high) == (slope[seen].min(), slope[seen].max())
+    assert rms(overview.at(gap) - slope[gap]) < 1e-3 * slope[gap].std()
+
+
+LONG = (64, 64, 1040)
+"""Of cells that are few, and of a cube around them that is large."""
+
+
+def memory_of(root: Path) -> tuple[int, int]:
+    """What a completion asks for, and the most that its process held; in a process of its own."""
+    settings = WorkerSettings(data_root=root, device="cpu", memory_budget_bytes=4 << 30)
+    asked = []
+    with Catalogue.open(settings.catalogue_url) as catalogue:
+        catalogue.announce("w", [kind.announcement() for kind in KINDS], "cpu")
+        bench = Bench(root, catalogue, Runner(catalogue, KINDS, settings, worker="w", device="cpu"))
+        voxels = phantom(LONG) + normal(LONG, 9.0)
+        voxels[5:9, 6:9, 7:30] = np.nan
+        scan = bench.taken_in(voxels)
+        estimate = Complete.memory_bytes
+
+        def counted(*given: Any) -> int:
+            asked.append(estimate(*given))
+            return asked[0]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Complete, "memory_bytes", counted)
+            result = bench.result("complete", scan, tile=32)
+    return asked[0], int(result["peak_memory_bytes"])
+
+
+@pytest.mark.slow
+def test_a_completion_takes_the_memory_that_it_asks_for(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        asked, peak = pool.submit(memory_of, tmp_path).result(timeout=300)
+    assert peak < asked < 1.3 * peak
