@@ -17,6 +17,9 @@ from storage.manifest import NAME as MANIFEST
 from storage.manifest import Manifest
 from storage.readers.archives import check_inside
 
+MOST_MANIFEST_BYTES = 64 << 20
+"""Of some 400,000 objects."""
+
 
 class FetchFailed(Exception):
     """What was fetched could not be kept, or is not what was announced; nothing is left of it."""
@@ -26,7 +29,12 @@ def fetch_artifact(client: Client, artifact: ArtifactView, target: Path, watcher
     """A job's file as `target`. Raises FetchFailed, and as every method of Client."""
     with _whole(target, lambda part: part.touch(exist_ok=False)) as part:
         _fetch(
-            client, artifact.href, part, artifact.sha256, lambda done: watcher.received(done, artifact.size)
+            client,
+            artifact.href,
+            part,
+            artifact.size,
+            artifact.sha256,
+            lambda done: watcher.received(done, artifact.size),
         )
 
 
@@ -36,12 +44,12 @@ def fetch_store(client: Client, volume: VolumeView, target: Path, watcher: Watch
     """
     address, before = f"/v1/volumes/{volume.id}/zarr/", 0
     with _whole(target, Path.mkdir) as part:
-        _fetch(client, address + MANIFEST, part / MANIFEST)
+        _fetch(client, address + MANIFEST, part / MANIFEST, MOST_MANIFEST_BYTES)
         manifest = _manifest(part, volume)
         for key, entry in manifest.objects.items():
             path = part / key
             path.parent.mkdir(parents=True, exist_ok=True)
-            _fetch(client, address + quote(key), path, entry.sha256)
+            _fetch(client, address + quote(key), path, entry.size, entry.sha256)
             before += entry.size
             watcher.received(before, manifest.size)
 
@@ -87,16 +95,22 @@ def _fetch(
     client: Client,
     address: str,
     path: Path,
+    most_bytes: int,
     sha256: str | None = None,
     heard: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Write what is at an address, and compare it where a digest is known."""
+    """Write what is at an address, no more than `most_bytes`, and compare it where a digest is known."""
     digest, done = hashlib.sha256(), 0
     with client.pieces(address) as pieces, path.open("wb") as file:
         for piece in pieces:
+            done += len(piece)
+            if done > most_bytes:
+                raise FetchFailed(
+                    f"{address} has more than {most_bytes:,} bytes, which is all that it should have: it was "
+                    "damaged on the way or in the store; fetch it again"
+                )
             file.write(piece)
             digest.update(piece)
-            done += len(piece)
             heard(done)
     if sha256 is not None and digest.hexdigest() != sha256:
         raise FetchFailed(

@@ -52,7 +52,9 @@ class Manifest:
             document = json.loads((folder / NAME).read_text())
             manifest = cls({key: _object(entry) for key, entry in document["objects"].items()})
             version, digest, found = document["version"], document["digest"], manifest.digest
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except OSError as error:
+            raise CorruptVolume(NAME, f"the manifest cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptVolume(NAME, f"the manifest cannot be read: {error}") from error
         if (version, digest) != (VERSION, found):
             raise CorruptVolume(NAME, f"version {version} and {digest} are not what the manifest holds")

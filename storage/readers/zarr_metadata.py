@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from storage.errors import InvalidScan, ScanTooLarge, UnsupportedScan
+from storage.putt.zarr_codec import PuttCodec
 from storage.readers.archives import Tree, check_inside
 from storage.readers.base import Limits
 from storage.readers.zarr_chunks import Packing
@@ -26,7 +27,7 @@ MARKERS = ("zarr.json", ".zarray", ".zgroup")
 METADATA_BYTES = 16 << 20
 MAX_CHUNKS = 1 << 24
 COMPRESSING = {"gzip", "zstd", "blosc"}
-BLOCKS = "tomotrain.putt"
+BLOCKS = PuttCodec.name
 """Our own codec: its blocks say what they take before they are decoded. Of `FRAMES` others decode some."""
 FRAMES = "tomotrain.compressed"
 MOST_BLOCK = 64
@@ -266,6 +267,9 @@ def _packing(codecs: Sequence[dict[str, Any]], chunks: tuple[int, ...], itemsize
     names = [codec["name"] for codec in codecs]
     if BLOCKS in names and (max(chunks) > MOST_BLOCK or math.prod(chunks[:-3]) > 1):
         raise UnsupportedScan(f"Zarr codec {BLOCKS!r} with chunks of {chunks}: at most {MOST_BLOCK} a side")
+    for codec in codecs:
+        if codec["name"] == BLOCKS:
+            _check_version(codec["configuration"])
     for name in names:
         if name == FRAMES:
             raise UnsupportedScan(
@@ -290,6 +294,14 @@ def _packing(codecs: Sequence[dict[str, Any]], chunks: tuple[int, ...], itemsize
         raise UnsupportedScan("Zarr shards inside of shards are not handled")
     count = math.prod(outer // step for outer, step in zip(chunks, inner, strict=True))
     return replace(packing, inner=count, index_at_end=shard.get("index_location", "end") == "end")
+
+
+def _check_version(configuration: dict[str, Any]) -> None:
+    """Raises UnsupportedScan for blocks of another version than ours."""
+    try:
+        PuttCodec.readable(configuration.get("version"))
+    except ValueError as error:
+        raise UnsupportedScan(f"Zarr codec {error}") from error
 
 
 def _check_extent(shape: tuple[int, ...], layout: Layout, limits: Limits) -> None:

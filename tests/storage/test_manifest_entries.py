@@ -38,3 +38,14 @@ def test_what_is_no_entry_is_refused(tmp_path: Path, key: str, changed: dict[str
     written(tmp_path, key, {**entry, **changed})
     with pytest.raises(CorruptVolume, match="cannot be read"):
         Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, "[" * 100_000, "{", "9"])
+def test_what_cannot_be_read_is_told_without_saying_where_it_lies(
+    tmp_path: Path, content: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / NAME).write_text(content)
+    with pytest.raises(CorruptVolume, match=r"'manifest.json': the manifest cannot be read: .+") as raised:
+        Manifest.read(tmp_path)
+    assert str(tmp_path) not in str(raised.value)
