@@ -36,6 +36,10 @@ HUGE = 1e30
 LARGEST = float(np.finfo(np.float32).max)
 """Magnitudes beyond this count as infinite, also in float64: their squares must not overflow."""
 BLOCK = 1 << 20
+CURE_OF_GAPS = "the job complete fills them by what is around them"
+"""How a warning of voxels that were never measured ends."""
+BEGUN = ".partial"
+"""Ends the name of what zarr is writing, which stays there when it is killed."""
 
 
 def ingest(scan: Scan, destination: Path, *, report: Report = lambda progress: None) -> StoredVolume:
@@ -96,6 +100,8 @@ def seal(group: zarr.Group, folder: Path, facts: StoredVolume) -> StoredVolume:
     seals: dict[str, int] = {}
     for array in [*range(facts.levels), *([GAPS] if facts.gaps else [])]:
         seals |= record_checksums(writable(group, array), folder)
+    for begun in folder.rglob(f"*{BEGUN}"):
+        begun.unlink()
     manifest = Manifest.of(folder, seals)
     manifest.write(folder)
     _make_durable(folder)
@@ -218,8 +224,7 @@ def _warnings(statistics: Statistics) -> list[str]:
     if statistics.replaced:
         said.append(
             f"{statistics.replaced:,} voxels were NaN or infinite; "
-            f"they were replaced by the smallest finite value, {statistics.minimum:g}; "
-            "the job complete fills them by what is around them"
+            f"they were replaced by the smallest finite value, {statistics.minimum:g}; " + CURE_OF_GAPS
         )
     if statistics.minimum == statistics.maximum:
         said.append(f"the scan has no contrast: every voxel is {statistics.minimum:g}")
