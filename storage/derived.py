@@ -34,7 +34,7 @@ from storage.disk import sync
 from storage.errors import CorruptVolume, StorageError
 from storage.gaps import NAME as GAPS
 from storage.grid import Frames
-from storage.ingest import Moments, Report, seal
+from storage.ingest import CURE_OF_GAPS, Moments, Report, seal
 from storage.jobs import Progress
 from storage.layout import Level, Shape3, create_group, writable
 from storage.manifest import Manifest
@@ -167,7 +167,7 @@ def drafted(  # noqa: PLR0913
             _merged(finest).statistics(replaced=0),
             replaced=source.stored.statistics.replaced if keep_gaps else 0,
         ),
-        warnings=(*source.stored.warnings, *warnings),
+        warnings=(*_still_true(source.stored.warnings, keep_gaps), *warnings),
         derived=derivation,
     )
     return Written(
@@ -446,6 +446,11 @@ def _copy_gaps(source: Volume, draft: Draft) -> None:
     Manifest(objects).verify(source.path)
     for key in objects:
         draft.write(key, (source.path / key).read_bytes())
+
+
+def _still_true(warnings: Sequence[str], gaps: bool) -> Iterator[str]:
+    """The source's warnings, but of gaps where they were filled."""
+    return (said for said in warnings if gaps or not said.endswith(CURE_OF_GAPS))
 
 
 def _frames(stored: StoredVolume) -> Frames | None:

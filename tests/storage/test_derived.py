@@ -199,6 +199,7 @@ def test_gaps_are_kept_where_that_is_asked_for(tmp_path: Path) -> None:
         gaps = made.gaps()
         assert made.stored.gaps is keep
         assert made.stored.statistics.replaced == 6 * keep
+        assert any("NaN" in said for said in made.stored.warnings) is keep
         if keep:
             assert gaps is not None
             np.testing.assert_array_equal(gaps.box((0, 0, 0), voxels.shape), np.isnan(voxels))
