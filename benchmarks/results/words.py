@@ -117,9 +117,9 @@ puts a tensor core of the time axis before `putt`. One thread; seconds are the p
 nearest to 20:1. The vertical line is the best file without loss. *quantised_over_float32* is of a block of
 64^3; *coder_over_lzma* of the integers of all blocks at about 20:1; *auto_over_best* of the PSNR that the
 best has at 20:1; *temporal_over_frames* of one PSNR, that of `putt` at 10:1. No train stage that we tried
-beats good transform coding on a single volume (where `putt` is ahead at high ratios, its rivals code slices by
-themselves): trains are here for what can be computed with them, for levels, boxes, gaps and noise, and for the
-time axis."""
+beats good transform coding on a single volume (where `putt` is ahead at high ratios, its rivals code slices
+by themselves): trains are here for what can be computed with them, for levels, boxes, gaps and noise, and for
+the time axis."""
 
 BOUNDS = """No voxel's error is larger than the bound; 0 loses nothing. Every voxel of what the file decodes
 to was compared. Beside each size stands that of the best lossless compressor of the integers that say where
