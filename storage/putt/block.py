@@ -8,7 +8,8 @@ The first byte says what follows:
                    and where numbers are too large or too fine for one
 
 All numbers are little-endian. Integers are rounded to the nearest when they are read; all values are kept
-within their dtype. A part, and a coarser level of a train, are made from the train itself.
+within their dtype. Voxels, a part, and a coarser level of a train are made from the train itself:
+they are for who holds the bytes of one tile. What reads a volume decodes whole tiles (ADR 13).
 """
 
 from __future__ import annotations
@@ -86,34 +87,54 @@ def block_values(data: bytes, shape: Shape, dtype: Dtype) -> Array:
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def block_part(data: bytes, shape: Shape, dtype: Dtype, part: tuple[slice, slice, slice]) -> Array:
-    """The voxels of a part, with the bits that they have in the whole; of a train, without making the rest.
-
-    Slices have starts and stops within the block, and no steps. Raises ValueError as `block_values`.
+def block_voxels(data: bytes, shape: Shape, dtype: Dtype, places: NDArray[np.int64]) -> Array:
+    """The voxels at m places (z, y, x) within the block, (m, 3): (m,), with the bits that they have in the
+    whole; of a train, without making the rest. Raises ValueError as `block_values`.
     """
-    train = _train(data, shape)
+    train, digits = _train(data, shape), Digits.of(shape)
     if train is None:
-        return _without_train(data, shape, dtype)[part]
-    digits = Digits.of(shape)
+        return _without_train(data, shape, dtype)[tuple(places.T)]
     bond = digits.levels - LEAST_PART
     if bond < 1:
-        return _as(digits.joined(train.values())[part], dtype)
-    sides = [1 << min(LEAST_PART, bits) for bits in digits.bits]
-    first = [axis.start // side for axis, side in zip(part, sides, strict=True)]
-    last = [-(-axis.stop // side) for axis, side in zip(part, sides, strict=True)]
-    places = np.stack(np.meshgrid(*map(np.arange, first, last), indexing="ij"), -1)
-    told = train.blocks(digits.prefixes(places.reshape(-1, 3), bond))
-    small = Digits.of((sides[0], sides[1], sides[2]))
-    counts = places.shape[:3]
-    whole = np.empty([count * side for count, side in zip(counts, sides, strict=True)])
-    for at, values in zip(np.ndindex(*counts), told, strict=True):
-        where = tuple(slice(k * side, (k + 1) * side) for k, side in zip(at, sides, strict=True))
-        whole[where] = small.joined(values.reshape(small.modes))
-    inner = [
-        slice(axis.start - low * side, axis.stop - low * side)
-        for axis, low, side in zip(part, first, sides, strict=True)
-    ]
-    return _as(whole[tuple(inner)], dtype)
+        return _as(digits.joined(train.values())[tuple(places.T)], dtype)
+    z, y, x = sides = [1 << min(LEAST_PART, bits) for bits in digits.bits]
+    counts = [whole // side for whole, side in zip(digits.padded, sides, strict=True)]
+    numbers = np.ravel_multi_index(tuple((places // sides).T), counts)
+    needed, which = np.unique(numbers, return_inverse=True)
+    blocks = np.stack(np.unravel_index(needed, counts), -1)
+    told = train.blocks(digits.prefixes(blocks, bond)).reshape(len(needed), -1)
+    return _as(told[which, Digits.of((z, y, x)).numbers[tuple((places % sides).T)]], dtype)
+
+
+def block_part(data: bytes, shape: Shape, dtype: Dtype, part: tuple[slice, slice, slice]) -> Array:
+    """The voxels of a part (z, y, x), as `block_voxels`. Slices have starts and stops within the block, and
+    no steps.
+    """
+    axes = [np.arange(axis.start, axis.stop) for axis in part]
+    places = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
+    return block_voxels(data, shape, dtype, places.reshape(-1, 3)).reshape(places.shape[:3])
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def block_level(data: bytes, shape: Shape, dtype: Dtype, level: int) -> Array:
+    """The block 2^level times as coarse along each axis, means of its voxels (z, y, x); of a train, without
+    making these. At far faces means are of voxels that are repeated (`digits`).
+
+    Raises ValueError as `block_values`, and for a level at which nothing is left.
+    """
+    digits = Digits.of(shape)
+    if not 0 <= level < digits.levels:
+        raise ValueError(
+            f"level {level} of a block of {shape}: there are levels from 0 to {digits.levels - 1}"
+        )
+    kept = digits.levels - level
+    if (train := _train(data, shape)) is not None:
+        means = train.values(kept)
+    else:
+        whole = _without_train(data, shape, dtype).astype(np.float64)
+        means = digits.split(whole).reshape(*digits.modes[:kept], -1).mean(axis=-1)
+    inside = tuple(slice(-(-side >> level)) for side in shape)
+    return _as(digits.joined(means, kept)[inside], dtype)
 
 
 def _train(data: bytes, shape: Shape) -> IntegerTrain | None:

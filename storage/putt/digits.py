@@ -63,6 +63,11 @@ class Digits:
         """Digits of each level."""
         return tuple(1 << len(axes) for axes in self.axes)
 
+    @property
+    def numbers(self) -> NDArray[np.intp]:
+        """Where each voxel's value stands among those by digits, (z, y, x)."""
+        return _numbers(self.shape)
+
     def split(self, values: Array) -> Array:
         """Values (z, y, x) by digits, (n_1, ..., n_L); contiguous."""
         pad = [(0, whole - side) for side, whole in zip(self.shape, self.padded, strict=True)]
@@ -74,7 +79,7 @@ class Digits:
         coarser ones, and then padded still.
         """
         if levels is None:
-            return values.reshape(-1)[_places(self.shape)]
+            return values.reshape(-1)[self.numbers]
         bits = [max(0, own - (self.levels - levels)) for own in self.bits]
         order = [place for place in self._order if self._level_of(place) < levels]
         ranked = np.argsort(np.argsort(order))
@@ -108,8 +113,8 @@ class Digits:
 
 
 @lru_cache(maxsize=8)
-def _places(shape: Shape) -> NDArray[np.intp]:
-    """Where each voxel's value stands by digits, (z, y, x)."""
+def _numbers(shape: Shape) -> NDArray[np.intp]:
+    """See `Digits.numbers`."""
     digits = Digits(shape)
     numbers = np.arange(prod(digits.padded), dtype=np.intp).reshape(digits.modes)
     return np.ascontiguousarray(digits.joined(numbers, digits.levels)[tuple(map(slice, shape))])

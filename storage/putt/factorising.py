@@ -33,20 +33,18 @@ DEPENDENT = 1e-10
 """Added to the Gram matrix of rounded rows, relative to its trace."""
 
 
-def factorised(
-    values: NDArray[np.floating], step: float, *, max_rank: int | None = None, offset: float | None = None
-) -> IntegerTrain:
-    """The train of values (n_1, ..., n_L): its error's deviation is about a quarter of a step, or less.
+def factorised(values: NDArray[np.floating], step: float, *, max_rank: int | None = None) -> IntegerTrain:
+    """The train of values (n_1, ..., n_L), without their mean first: its error's deviation is about a quarter
+    of a step, in units of the values, or less. Ranks are at most `max_rank`.
 
-    `offset`, the mean if it is not given, is taken off first. Raises ValueError for values that are not
-    finite and for a step that is not above 0.
+    Raises ValueError for values that are not finite and for a step that is not above 0.
     """
     if not (np.isfinite(step) and step > 0):
         raise ValueError(f"step = {step}: must be above 0 and finite")
     if not np.isfinite(values).all():
         raise ValueError("values must be finite: fill what was not measured first")
     modes = values.shape
-    offset = float(values.mean()) if offset is None else offset
+    offset = float(values.mean())
     finer = FINENESS * step
     A = (np.asarray(values, np.float64) - offset) / finer
     cores: list[Int64] = []

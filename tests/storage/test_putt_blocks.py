@@ -14,7 +14,17 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.putt.block import AS_IT_IS, CONSTANT, FINEST, TRAIN, block_bytes, block_part, block_values
+from storage.putt.block import (
+    AS_IT_IS,
+    CONSTANT,
+    FINEST,
+    TRAIN,
+    block_bytes,
+    block_level,
+    block_part,
+    block_values,
+    block_voxels,
+)
 from storage.putt.digits import Digits
 from storage.putt.factorising import factorised
 from storage.putt.zarr_codec import PuttCodec
@@ -86,6 +96,37 @@ def test_a_part_has_the_bits_of_the_whole(data: st.DataObject) -> None:
     z, y, x = (slice(*ends) for ends in zip(starts, stops, strict=True))
     whole = block_values(coded, shape, values.dtype)
     assert np.array_equal(block_part(coded, shape, values.dtype, (z, y, x)), whole[z, y, x])
+    places = np.array(
+        data.draw(st.lists(st.tuples(*[st.integers(0, side - 1) for side in shape]), min_size=1))
+    )
+    assert np.array_equal(block_voxels(coded, shape, values.dtype, places), whole[tuple(places.T)])
+
+
+@pytest.mark.parametrize("shape", [(16, 32, 8), (9, 20, 3), (1, 1, 5)])
+@pytest.mark.parametrize("kind", [TRAIN, AS_IT_IS])
+def test_a_level_is_of_means_of_the_whole(shape: tuple[int, int, int], kind: int) -> None:
+    """At far faces means are with what is repeated, near which a train's values are."""
+    step = 25.0 if kind == TRAIN else 1e-12
+    values = scan(shape, "float32")
+    coded = block_bytes(values, step)
+    assert coded[0] == kind
+    whole = block_values(coded, shape, values.dtype).astype(np.float64)
+    for level in range(1, Digits.of(shape).levels):
+        widths = [min(2**level, whole_side) for whole_side in Digits.of(shape).padded]
+        padded = np.pad(
+            whole, [(0, -side % width) for side, width in zip(shape, widths, strict=True)], "edge"
+        )
+        split = [n for side, width in zip(padded.shape, widths, strict=True) for n in (side // width, width)]
+        means = padded.reshape(split).mean(axis=(1, 3, 5))
+        told = block_level(coded, shape, values.dtype, level)
+        exact = all(side & (side - 1) == 0 for side in shape) or kind == AS_IT_IS
+        assert told == pytest.approx(means, rel=1e-5, abs=0.02 if exact else step / 2)
+    assert np.array_equal(block_level(coded, shape, values.dtype, 0), whole)
+
+
+def test_levels_that_are_not_there_are_named() -> None:
+    with pytest.raises(ValueError, match=r"level 4 of a block of \(9, 8, 7\): there are levels from 0 to 3"):
+        block_level(block_bytes(scan((9, 8, 7)), 20.0), (9, 8, 7), np.dtype(np.int16), 4)
 
 
 NOISE = np.random.default_rng(5)
