@@ -144,14 +144,18 @@ def finite(name: str, values: Array) -> Array:
 
 
 def spread(values: Array) -> float:
-    """Maximum minus minimum of the finite values; 0 where there are none."""
+    """Maximum minus minimum of the finite values: 0 without any, infinite where no float64 holds it."""
     known = values[np.isfinite(values)] if values.dtype.kind == "f" else values
     return float(known.max()) - float(known.min()) if known.size else 0.0
 
 
 def in_voxel_units(name: str, values: Array, coarsest: float) -> Setting:
-    """A setting in units of the values: from where rounding hides it to `coarsest` times their range."""
+    """A setting in units of the values: from where rounding hides it to `coarsest` times their range. Raises
+    UnsuitableValues where that is no finite number.
+    """
     known = spread(values) or 1.0
+    if not isfinite(coarsest * known):
+        raise UnsuitableValues(f"values over a range of {known:g}: scale them, or use a lossless compressor")
     least = 0.05 if values.dtype.kind in "iu" else 0.0
     return Setting(name, max(least, 1e-6 * known), coarsest * max(known, least))
 

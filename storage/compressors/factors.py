@@ -10,13 +10,13 @@ import struct
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import prod, sqrt
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.compressors.base import Framed, Setting, as_dtype, finite, in_voxel_units, peer
+from storage.compressors.base import Framed, Setting, UnsuitableValues, as_dtype, finite, in_voxel_units, peer
 from storage.compressors.frame import Array, Dtype
 from storage.compressors.parts import apart, grid, together
 from storage.putt.digits import Digits
@@ -27,6 +27,7 @@ Float64 = NDArray[np.float64]
 ITERATIONS = 5
 """Of higher-order orthogonal iteration."""
 MEAN = struct.Struct("<d")
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,25 @@ class Factors(Framed):
 
     def packed(self, values: Array, number: float) -> bytes:
         """See `Framed`."""
-        exact = finite(self.name, values)
+        exact = self._refused(finite(self.name, values))
         blocks = [
             self.block(exact[where].astype(np.float64), number)
             for where in self.places(values.shape, self.side)
         ]
         return varint(self.side) + together(blocks)
+
+    def _refused(self, values: Array) -> Array:
+        """The values. Raises UnsuitableValues where a factor might be larger than a float32 can be: as large
+        as the norm of a block.
+        """
+        voxels = prod(values.shape[:-3]) * self.side**3
+        largest = max(float(values.max()), -float(values.min()))
+        if largest > (most := LARGEST / sqrt(voxels)):
+            raise UnsuitableValues(
+                f"{self.name} takes values up to {most:.3g}, these run up to {largest:.3g}: scale them, or "
+                "use a lossless compressor"
+            )
+        return values
 
     def unpacked(self, payload: bytes, shape: tuple[int, ...], dtype: Dtype) -> Array:
         """See `Framed`."""
@@ -86,7 +100,7 @@ class TtSvd(Factors):
         z, y, x = values.shape
         A = Digits.of((z, y, x)).split(values)
         modes = A.shape
-        left_out = tolerance**2 * values.size / max(1, len(modes) - 1)
+        left_out = tolerance * tolerance * values.size / max(1, len(modes) - 1)
         cores, ranks = [], [1]
         for mode in modes[:-1]:
             U, A = _split(A.reshape(ranks[-1] * mode, -1), left_out)
@@ -155,7 +169,7 @@ def _split(A: Float64, left_out: float) -> tuple[Float64, Float64]:
 
 def _tucker_ranks(A: Float64, tolerance: float) -> list[int]:
     """By the singular values of each unfolding; all 0 where there is nothing."""
-    left_out = tolerance**2 * A.size / A.ndim
+    left_out = tolerance * tolerance * A.size / A.ndim
     ranks = []
     for axis in range(A.ndim):
         unfolded = np.moveaxis(A, axis, 0).reshape(A.shape[axis], -1)

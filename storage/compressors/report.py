@@ -49,31 +49,45 @@ def reported(
     if values.shape != told.shape or values.dtype != told.dtype:
         raise ValueError(f"{values.dtype}{values.shape} came back as {told.dtype}{told.shape}")
     peak = spread(values) if peak is None else peak
+    unit = unit_of(peak)
     squares, largest = 0.0, 0.0
     for own, other in zip(values, told, strict=True):
         errors = _errors(own, other)
-        squares += float(np.square(errors).sum())
+        squares += squared(errors, unit)
         largest = max(largest, float(errors.max()))
     return Report(
         source_bytes=values.nbytes,
         stored_bytes=stored_bytes,
         peak=peak,
-        psnr=psnr_of(squares / values.size, peak),
+        psnr=psnr_of(squares / values.size, peak / unit),
         max_error=largest,
         ssim=ssim(values, told, peak) if with_ssim else None,
     )
 
 
+def unit_of(peak: float) -> float:
+    """In which errors are squared, so that no square that counts is too large or too small for a float64:
+    the peak, if there is one.
+    """
+    return peak if peak > 0 else 1.0
+
+
+def squared(errors: Float64, unit: float) -> float:
+    """The sum of squares of errors, in squared units."""
+    with np.errstate(over="ignore"):
+        return float(np.square(errors / unit).sum())
+
+
 def psnr_of(mean_square: float, peak: float) -> float:
-    """In dB."""
+    """In dB, both in the same units; infinite where nothing changed."""
     if mean_square == 0:
         return float("inf")
-    return float(10 * np.log10(peak**2 / mean_square)) if peak > 0 else float("-inf")
+    return float(20 * np.log10(peak) - 10 * np.log10(mean_square)) if peak > 0 else float("-inf")
 
 
 def _errors(values: Array, told: Array) -> Float64:
     """Absolute ones; 0 where the same value came back, NaN too, and infinite where a gap opened or closed."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         errors = np.abs(values.astype(np.float64) - told.astype(np.float64))
     if values.dtype.kind == "f":
         same = (values == told) | (np.isnan(values) & np.isnan(told))
@@ -94,8 +108,9 @@ def _slice_ssim(values: Array, told: Array, peak: float) -> float:
 
 def ssim_map(values: Array, told: Array, peak: float) -> Float64:
     """The index at each window of a slice (y, x): a map smaller by the window's sides less one."""
-    x, y = values.astype(np.float64), told.astype(np.float64)
-    c1, c2 = (K1 * peak) ** 2, (K2 * peak) ** 2
+    unit = unit_of(peak)
+    x, y = values.astype(np.float64) / unit, told.astype(np.float64) / unit
+    c1, c2 = (K1 * peak / unit) ** 2, (K2 * peak / unit) ** 2
     mx, my = _windowed(x), _windowed(y)
     vx, vy = _windowed(x * x) - mx * mx, _windowed(y * y) - my * my
     cov = _windowed(x * y) - mx * my

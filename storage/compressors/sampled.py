@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from storage.compressors.base import Setting
 from storage.compressors.frame import Array
 from storage.compressors.goals import Goal
-from storage.compressors.report import psnr_of
+from storage.compressors.report import psnr_of, squared, unit_of
 from storage.compressors.search import Start, sought
 
 Float64 = NDArray[np.float64]
@@ -105,16 +105,18 @@ def inclusion(activity: Float64, count: int) -> Float64:
 def estimated(sample: Sample, code: Code, number: float | None, each: Each = map) -> Estimate:
     """What a way to code tiles makes of the whole."""
 
+    unit = unit_of(sample.peak)
+
     def tried(tile: Tile) -> tuple[float, float, float]:
         size, told = code(tile.values, tile.level)
         if told is tile.values:
             return tile.weight * size, 0.0, 0.0
-        errors = np.subtract(told, tile.values, dtype=np.float64).ravel()
-        return tile.weight * size, tile.weight * float(errors @ errors), float(np.abs(errors).max())
+        errors = np.subtract(told, tile.values, dtype=np.float64)
+        return tile.weight * size, tile.weight * squared(errors, unit), float(np.abs(errors).max())
 
     sizes, squares, largest = zip(*each(tried, sample.tiles), strict=True)
     stored = sample.overhead + fsum(sizes)
-    psnr = psnr_of(fsum(squares) / sample.voxels, sample.peak)
+    psnr = psnr_of(fsum(squares) / sample.voxels, sample.peak / unit)
     return Estimate(number, stored, sample.source_bytes / stored, psnr, max(largest))
 
 

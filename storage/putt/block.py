@@ -8,8 +8,8 @@ The first byte says what follows:
                    and where numbers are too large or too fine for one
 
 All numbers are little-endian. Integers are rounded to the nearest when they are read; all values are kept
-within their dtype. Voxels, a part, and a coarser level of a train are made from the train itself:
-they are for who holds the bytes of one tile. What reads a volume decodes whole tiles (ADR 13).
+within their dtype. Voxels, a part, and a coarser level of a train are made from the train itself, for who
+holds the bytes of a tile. What reads volumes decodes whole tiles (ADR 13 says why).
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def block_voxels(data: bytes, shape: Shape, dtype: Dtype, places: NDArray[np.int
     """
     train, digits = _train(data, shape), Digits.of(shape)
     if train is None:
-        return _without_train(data, shape, dtype)[tuple(places.T)]
+        return np.asarray(_without_train(data, shape, dtype)[tuple(places.T)])
     bond = digits.levels - LEAST_PART
     if bond < 1:
         return _as(digits.joined(train.values())[tuple(places.T)], dtype)

@@ -246,6 +246,30 @@ def test_trains_and_tucker_tensors_keep_their_tolerance() -> None:
             assert tolerance / 4 < np.sqrt(np.square(told - values.astype(float)).mean()) <= tolerance
 
 
+@pytest.mark.parametrize("name", ["tt_svd", "tucker"])
+def test_factors_are_no_larger_than_a_float32(name: str) -> None:
+    largest = float(np.finfo(np.float32).max)
+    for share in (0.9, 1 / 400):
+        values = np.full((8, 8, 8), -share * largest, np.float32)
+        values[::2] *= 0.5
+        with pytest.raises(UnsuitableValues, match=f"{name} takes values up to 6.65e.35, these run up to"):
+            COMPRESSORS[name].compress(values, tolerance=1e30)
+    values = (scan("float64") / 2500 * largest / 600).astype(np.float32)
+    told = decompress(COMPRESSORS[name].compress(values, tolerance=1e-4 * largest / 600))
+    assert np.abs(told.astype(float) - values).max() < 1e-2 * largest / 600
+    assert decompress(COMPRESSORS[name].compress(values, tolerance=1e200)).shape == values.shape
+
+
+def test_a_range_that_no_setting_can_be_told_of_is_refused() -> None:
+    values = scan("float64") / 3000 * 1e308
+    values[0, 0, :2] = -1.5e308, 1.5e308
+    for name in ("putt", "tt_svd", "zfp"):
+        with pytest.raises(
+            UnsuitableValues, match="values over a range of inf: scale them, or use a lossless"
+        ):
+            COMPRESSORS[name].compress(values, step=1.0)
+
+
 def test_a_peer_that_is_not_installed_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
     monkeypatch.setitem(sys.modules, "tensorly.decomposition", None)
@@ -357,6 +381,17 @@ def test_a_report_says_what_its_formulas_say() -> None:
     assert reported(gap, np.zeros_like(gap), 1, with_ssim=False).max_error == np.inf
     with pytest.raises(ValueError, match=r"int16\(1, 2, 2\) came back as float64\(1, 2, 2\)"):
         reported(values, values.astype(float), 4)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e-20, 1e160, 1e300])
+def test_values_of_any_size_are_told_by_the_same_quality(scale: float) -> None:
+    values = scan("float64")
+    told = values + np.random.default_rng(1).normal(0, 30, values.shape)
+    plain, scaled = reported(values, told, 4), reported(scale * values, scale * told, 4)
+    assert 25 < plain.psnr < 45
+    assert scaled.psnr == pytest.approx(plain.psnr, abs=1e-6)
+    assert scaled.ssim == pytest.approx(plain.ssim, abs=1e-6)
+    assert reported(scale * values, scale * values, 4).psnr == np.inf
 
 
 def test_similarity_is_that_of_its_windows() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,15 @@ def test_an_estimate_weighs_sizes_and_errors(sample: Sample) -> None:
     assert found.ratio == sample.source_bytes / 400
     assert found.psnr == pytest.approx(20 * np.log10(600 / 3))
     assert found.max_error == pytest.approx(3)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_errors_of_any_size_are_squared(scale: float, sample: Sample) -> None:
+    tiles = tuple(Tile(one.values * scale, one.weight, one.level) for one in sample.tiles)
+    scaled = replace(sample, tiles=tiles, peak=sample.peak * scale)
+    plain = estimated(sample, lambda values, level: (50, values + 3), None)
+    told = estimated(scaled, lambda values, level: (50, values + 3 * scale), None)
+    assert told.psnr == pytest.approx(plain.psnr)
 
 
 @pytest.mark.parametrize(
