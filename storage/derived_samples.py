@@ -30,11 +30,11 @@ MOST_TILES, FEWEST_TILES, SHARE = 24, 12, 8
 COARSER_TILES, COARSER_SHARE = 8, 3
 """Likewise of each coarser level, 2 at least."""
 TRIAL_TILES = 6
-"""Tiles by which `auto` chooses."""
+"""Tiles of level 0 in a small sample: by these searches begin, and `auto` sees who is hopeful."""
 FINEST_ACTIVITY = 8
 """Activity is looked for in the coarsest level whose voxels span no more of level 0's along each axis."""
 CACHE_BYTES = 64 << 20
-"""Of decoded chunks of that level, while it is looked at."""
+"""Of decoded chunks, while activity is looked for."""
 MARGIN = {"ratio": 0.03, "psnr": 0.1, "bound": 0.1}
 """What a sample is asked for beyond the goal at first (in its logarithm, dB): about the error of its
 estimates.
@@ -146,7 +146,7 @@ class Samples:
             stored.voxel_bytes,
             math.prod(stored.array_shape),
             overhead,
-            statistics.maximum - statistics.minimum,
+            statistics.range,
         )
 
     def _places(self, level: Level) -> list[tuple[int | None, tuple[slice, slice, slice]]]:

@@ -2,8 +2,12 @@
 
     frame     bytes that are complete in themselves, with a digest
     base      the protocol, and how a quality is set
-    fit       the setting for a ratio, a PSNR or a bound
+    goals     what is wanted: a ratio, a PSNR or a bound
+    search    the setting that meets a goal
+    fit       a volume by that setting
     mosaic    a part of a large volume that it is searched on first
+    sampled   the setting for a volume that is too large to be tried, by a sample of its tiles
+    ranking   who compresses best for a goal, and who may
     report    ratio, PSNR, SSIM and largest error of what was decoded
     putt      blocks of integer trains
     factors   blocks as trains or Tucker tensors of float32

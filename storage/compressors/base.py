@@ -42,8 +42,8 @@ class Setting:
         return float(self.finest * (self.coarsest / self.finest) ** share)
 
     def share(self, number: float) -> float:
-        """At what share of the way to `coarsest` a number lies."""
-        return log(number / self.finest) / log(self.coarsest / self.finest)
+        """At what share of the way to `coarsest` a number lies; 0 before it begins, 1 behind its end."""
+        return min(1.0, max(0.0, log(number / self.finest) / log(self.coarsest / self.finest)))
 
     @property
     def decades(self) -> float:

@@ -25,7 +25,9 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Report:
-    """Of a compressed volume. `psnr` is in dB and infinite where nothing changed."""
+    """Of a compressed volume. `peak` and `max_error` are in units of the values; `psnr` is in dB, infinite
+    where nothing changed.
+    """
 
     source_bytes: int
     stored_bytes: int
@@ -43,8 +45,8 @@ class Report:
 def reported(
     values: Array, told: Array, stored_bytes: int, *, peak: float | None = None, with_ssim: bool = True
 ) -> Report:
-    """What became of values; `told` is what their compressed bytes decode to. Raises ValueError where shapes
-    or dtypes differ.
+    """What became of values (z, y, x) or (t, z, y, x); `told` is what their compressed bytes decode to. The
+    `peak` is their range unless it is given. Raises ValueError where shapes or dtypes differ.
     """
     if values.shape != told.shape or values.dtype != told.dtype:
         raise ValueError(f"{values.dtype}{values.shape} came back as {told.dtype}{told.shape}")

@@ -98,6 +98,16 @@ def test_what_cannot_be_met_ends_where_it_comes_nearest(goal: Goal, nearest: flo
     assert len(known.told) == 2
 
 
+@pytest.mark.parametrize("goal", [RATIO, PSNR])
+def test_an_end_of_the_scale_that_is_known_is_known_by_six_digits(goal: Goal) -> None:
+    scale = Setting("step", 2 / 3, 2e5 / 3)
+    known = Known(lambda _: -1.0)
+    sought(known, scale, goal, enough=goal.near)
+    again = Known(lambda _: -1.0)
+    sought(again, scale, goal, enough=goal.near, known={list(known.told)[-1]: -1.0})
+    assert len(again.told) <= 1
+
+
 def test_what_is_known_is_not_tried_again_and_a_good_start_is_the_last() -> None:
     known = Known(saturating)
     end = sought(known, SCALE, PSNR, enough=PSNR.near)
