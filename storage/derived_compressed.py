@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from storage.checkpoints import Checkpoints
 from storage.compressors import MissingPeer, UnsuitableValues
 from storage.compressors.goals import Goal
-from storage.compressors.report import psnr_of
+from storage.compressors.report import psnr_of, unit_of
 from storage.compressors.sampled import Estimate
 from storage.derived import Call, Drafts, Written, assist, drafted, joined, parallel
 from storage.derived_choice import chosen
@@ -255,10 +255,9 @@ class _Run:
             threads=self.threads,
             call=Call({"compressor": scheme.name, "number": number}, self.ring),
         )
-        stored, statistics = self.source.stored, self.source.stored.statistics
-        psnr = psnr_of(
-            written.squares / math.prod(stored.array_shape), statistics.maximum - statistics.minimum
-        )
+        stored = self.source.stored
+        peak = stored.statistics.range
+        psnr = psnr_of(written.squares / math.prod(stored.array_shape), peak / unit_of(peak))
         done = Pass(
             number,
             stored.voxel_bytes / sum(written.level_bytes),

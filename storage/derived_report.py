@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from storage.chunks import Array, ChunkReader
-from storage.compressors.report import TAPS, psnr_of, ssim_map
+from storage.compressors.report import TAPS, psnr_of, squared, ssim_map, unit_of
 from storage.errors import CorruptVolume, StorageError
 from storage.ingest import Report
 from storage.jobs import Progress
@@ -39,8 +39,8 @@ def measured(source: Volume, made: Volume, report: Report = lambda progress: Non
     """Read all of both volumes, of one shape. Raises CorruptVolume for the source, and StorageError where
     what was made of it cannot be read back.
     """
-    statistics = source.stored.statistics
-    peak = statistics.maximum - statistics.minimum
+    peak = source.stored.statistics.range
+    unit = unit_of(peak)
     shape = source.stored.grid.shape
     boxes = list(_boxes(shape))
     frames = source.stored.array_shape[0] if len(source.stored.axes) == 4 else None
@@ -58,12 +58,12 @@ def measured(source: Volume, made: Volume, report: Report = lambda progress: Non
                 sums[number] += index.sum()
                 counts[number] += index.size
                 fresh = errors[box.fresh]
-                squares += float(np.square(fresh).sum())
+                squares += squared(fresh, unit)
                 largest = max(largest, float(np.abs(fresh).max()))
             done += 1
         similar.append(float((sums / counts).mean()))
     voxels = source.stored.grid.voxels * (frames or 1)
-    return Quality(peak, psnr_of(squares / voxels, peak), float(np.mean(similar)), largest)
+    return Quality(peak, psnr_of(squares / voxels, peak / unit), float(np.mean(similar)), largest)
 
 
 class LevelReader:

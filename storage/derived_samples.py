@@ -140,13 +140,12 @@ class Samples:
                 frame, box = places[row]
                 tiles.append(Tile(self.reader.box(number, frame, box), float(weight), number))
             overhead += self._index_bytes(level)
-        statistics = stored.statistics
         return Sample(
             tuple(tiles),
             stored.voxel_bytes,
             math.prod(stored.array_shape),
             overhead,
-            statistics.range,
+            stored.statistics.range,
         )
 
     def _places(self, level: Level) -> list[tuple[int | None, tuple[slice, slice, slice]]]:

@@ -43,6 +43,11 @@ class Statistics:
     replaced: int = 0
     """How many NaN or infinite voxels were replaced by the smallest finite value."""
 
+    @property
+    def range(self) -> float:
+        """The largest value minus the smallest: the peak of a PSNR."""
+        return self.maximum - self.minimum
+
 
 @dataclass(frozen=True)
 class Derivation:

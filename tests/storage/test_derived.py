@@ -18,9 +18,10 @@ import zarr
 from numpy.typing import NDArray
 
 import storage.derived_draft
-from storage.derived import PLAIN, Box, Coding, Drafts, derive, drafted, framed, putt, shard_bytes
+from storage.derived import PLAIN, Box, Coding, Drafts, derive, drafted, framed, putt
 from storage.derived_coding import within
 from storage.derived_report import LevelReader, measured
+from storage.derived_writing import shard_bytes
 from storage.errors import JobCancelled, LeaseLost, StorageError, StorageFull
 from storage.ingest import Moments, ingest
 from storage.jobs import Progress
@@ -385,7 +386,7 @@ def test_measures_box_by_box_are_those_of_the_whole(tmp_path: Path, monkeypatch:
     assert parts.psnr == pytest.approx(whole.psnr, rel=1e-12)
     assert parts.ssim == pytest.approx(whole.ssim, rel=1e-9)
     assert parts.max_error == whole.max_error == written.largest
-    assert written.squares / voxels.size == pytest.approx(whole.peak**2 / 10 ** (whole.psnr / 10))
+    assert written.squares / voxels.size == pytest.approx(10 ** (-whole.psnr / 10))
 
 
 def test_a_derived_volume_that_cannot_be_read_back_is_not_the_source_s_fault(tmp_path: Path) -> None:
@@ -399,3 +400,16 @@ def test_a_derived_volume_that_cannot_be_read_back_is_not_the_source_s_fault(tmp
     with pytest.raises(StorageError, match="read back") as error:
         measured(source, written.volume())
     assert error.value.code == "storage-error"
+
+
+def test_errors_whose_squares_no_float64_holds_are_measured(tmp_path: Path) -> None:
+    voxels = scan((5, 20, 30), np.float64)
+    found = []
+    for name, scale in {"plain": 1.0, "tiny": 2.0**-600}.items():
+        source = source_of(tmp_path / f"{name}.zarr", voxels * scale)
+        how: dict[str, Any] = {"drafts": Drafts(tmp_path / name, "j", 1), "derivation": why(source)}
+        written = drafted(source, copied(source), coding=putt(16.0 * scale), **how)
+        told = measured(source, written.volume())
+        found.append((told.psnr, told.ssim, written.squares, written.largest / scale))
+    assert found[0] == pytest.approx(found[1])
+    assert 10 < found[0][0] < 60
