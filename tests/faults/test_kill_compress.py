@@ -155,7 +155,7 @@ def test_what_restores_a_volume_goes_on(shooting_range: Range, kind: str) -> Non
     volume = read_in(shooting_range, scan(SOME, np.float32))
 
     def make() -> Job:
-        return shooting_range.truth.submit(kind, {}, volume_id=volume)
+        return shooting_range.truth.submit(kind, {"tile": 16}, volume_id=volume)
 
     reference, _ = shooting_range.undisturbed(make)
     generator = random.Random(1)
