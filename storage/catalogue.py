@@ -33,7 +33,7 @@ from storage.clock import now
 from storage.database import open_engine, translated
 from storage.errors import JobCancelled, LeaseLost, MissingJob, MissingVolume, UnknownKind, VolumeNotReady
 from storage.ids import derived_id, new_id
-from storage.jobs import Artifact, Job, JobKind, JobState, Progress, Queue, WorkerRecord
+from storage.jobs import OWNED, Artifact, Job, JobKind, JobState, Progress, Queue, WorkerRecord
 from storage.records import DerivedVolume, Received, StoredVolume, VolumeRecord, VolumeState
 from storage.tables import (
     document_of,
@@ -172,6 +172,14 @@ class Catalogue:
         """All workers that ever announced themselves, by name; `last_seen` tells the living."""
         with self._reading() as connection:
             return [worker_of(row) for row in connection.execute(select(workers).order_by(workers.c.name))]
+
+    def idle_workers(self, kind: str, seen_within_s: float) -> list[str]:
+        """Names of the workers that were seen so lately, can run such jobs, and run none."""
+        busy = select(jobs.c.worker).where(jobs.c.state.in_(OWNED), jobs.c.worker.is_not(None))
+        idle = select(workers).where(workers.c.last_seen > now() - seen_within_s, workers.c.name.not_in(busy))
+        with self._reading() as connection:
+            found = [worker_of(row) for row in connection.execute(idle.order_by(workers.c.name))]
+        return [worker.name for worker in found if kind in worker.kinds]
 
     def kinds(self) -> list[JobKind]:
         """The newest version of each announced kind, by name."""

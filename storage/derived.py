@@ -14,9 +14,9 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ __all__ = [
 
 FORMAT = 2
 """Of drafts: raise it when what is written for the same purpose changes."""
+LIBRARIES = ("constriction", "imagecodecs", "numcodecs", "numpy", "tensorly", "zarr", "zfpy")
+"""Whose versions may decide what is written."""
 
 
 @dataclass(frozen=True)
@@ -164,9 +166,8 @@ def drafted(  # noqa: PLR0913
 
 def joined(drafts: Drafts) -> Iterator[tuple[Draft, Mapping[str, Any]]]:
     """The drafts whose owners ask for help and run the same program, and what is to be done."""
-    for draft, order in drafts.joined():
-        if order["program"] == _program():
-            yield draft, order["work"]
+    for draft, order in drafts.joined(lambda order: bool(order["program"] == _program())):
+        yield draft, order["work"]
 
 
 def assist(
@@ -252,10 +253,20 @@ def _signed(call: Call) -> Call:
     return Call({"program": _program(), "work": call.order}, call.ring)
 
 
-@cache
 def _program() -> str:
-    """sha-256 of numpy's version and all modules of the store, as this process found them."""
-    found, root = hashlib.sha256(np.__version__.encode()), Path(__file__).parent
+    """sha-256 of all that decides what is written: see `_fingerprint`."""
+    return _PROGRAM
+
+
+def _fingerprint() -> str:
+    """Of all modules of the store, and of the libraries that code, as this process has loaded them."""
+    found, root = hashlib.sha256(), Path(__file__).parent
     for path in sorted(root.rglob("*.py")):
         found.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    for library in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found.update(f"{library} {version(library)}\0".encode())
     return found.hexdigest()
+
+
+_PROGRAM = _fingerprint()

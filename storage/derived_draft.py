@@ -86,16 +86,18 @@ class Drafts:
         sync(self.folder)
         return Draft.own(own, self)
 
-    def joined(self) -> Iterator[tuple[Draft, dict[str, Any]]]:
-        """The drafts of this attempt whose owner asks for help, and what is to be done; each with a desk of
-        this process's own while it is looked at.
+    def joined(self, accepted: Callable[[dict[str, Any]], bool]) -> Iterator[tuple[Draft, dict[str, Any]]]:
+        """The drafts of this attempt whose owner asks for help, and what is to be done, where that is
+        accepted; each with a desk of this process's own while it is looked at.
         """
         for folder in sorted(self.folder.glob(f"*.{self.attempt}")):
-            if (order := order_of(folder)) is not None and (desk := Desk.taken(folder)) is not None:
-                try:
-                    yield Draft(folder, self, _known(folder), desk=desk), order
-                finally:
-                    desk.leave()
+            order = order_of(folder)
+            if order is None or not accepted(order) or (desk := Desk.taken(folder)) is None:
+                continue
+            try:
+                yield Draft(folder, self, _known(folder), desk=desk), order
+            finally:
+                desk.leave()
 
     def _take(self, path: Path, own: Path) -> None:
         try:
@@ -117,15 +119,16 @@ class Draft:
     help: Help | None = None
     desk: Desk | None = None
     """Of a helper; the owner has none."""
+    _looked_at: dict[Path, int] = field(default_factory=dict)
 
     @classmethod
     def own(cls, folder: Path, drafts: Drafts) -> Draft:
         """Of its owner, who finds what is whole; helpers of before are gone."""
         draft = cls(folder, drafts)
-        found = _known(folder)
-        Help(folder).end()
-        draft.shards = {key: shard for key, shard in found.items() if draft._is_whole(shard)}
+        draft.shards = {key: shard for key, shard in _known(folder).items() if draft._is_whole(shard)}
         draft._write_ledger()
+        with draft._translated():
+            Help(folder).end()
         return draft
 
     @property
@@ -165,11 +168,12 @@ class Draft:
 
     # Several workers at one draft
 
-    def ask(self, order: Mapping[str, Any]) -> None:
-        """Let others help from now on, until `end_help`. Raises as `add`."""
+    def ask(self, order: Mapping[str, Any]) -> bool:
+        """Let others help from now on, until `end_help`; whether they can. Raises as `add`."""
         with self._translated():
-            self.help = Help(self.folder)
-            self.help.ask(order)
+            help_wanted = Help(self.folder)
+            self.help = help_wanted if help_wanted.ask(order) else None
+        return self.help is not None
 
     def claim(self, key: str) -> bool:
         """Whether a shard is to be coded here, and by nobody else. Raises LeaseLost."""
@@ -195,8 +199,10 @@ class Draft:
             with self._translated():
                 lost = next((key for key in left if self.help is None or self.help.is_given_up(key)), None)
             if lost is not None:
+                self.look()  # its last line may stand there since
                 left.remove(lost)
-                yield lost
+                if lost not in self.shards:
+                    yield lost
             elif left:
                 waiting()
                 time.sleep(POLL_S)
@@ -205,18 +211,32 @@ class Draft:
         """Take note of what helpers have done."""
         if self.help is None:
             return
-        for shard in _read(self.help.ledgers()):
-            if shard.key not in self.shards:
-                self.shards[shard.key] = shard
-                self.helped += shard.tiles
+        for ledger in self.help.ledgers():
+            for shard in self._news(ledger):
+                if shard.key not in self.shards:
+                    self.shards[shard.key] = shard
+                    self.helped += shard.tiles
+
+    def _news(self, ledger: Path) -> Iterator[Shard]:
+        """Whole lines since the last look."""
+        begin = self._looked_at.get(ledger, 0)
+        try:
+            with ledger.open("rb") as file:
+                file.seek(begin)
+                news = file.read()
+        except FileNotFoundError:  # the desk was left in this moment: it has another name now
+            return
+        whole = news[: news.rfind(b"\n") + 1]
+        self._looked_at[ledger] = begin + len(whole)
+        yield from _shards(whole.decode().splitlines())
 
     def end_help(self) -> None:
         """From now on nobody but the owner writes. Raises as `add`."""
         if self.help is not None:
+            self._write_ledger()
             with self._translated():
                 self.help.end()
                 self.help = None
-                self._write_ledger()
 
     @property
     def _place(self) -> Path:
@@ -265,17 +285,21 @@ def _known(draft: Path) -> dict[str, Shard]:
 
 
 def _read(paths: Iterable[Path]) -> Iterator[Shard]:
-    """The lines that are whole: what stands behind the first that is not was never made durable."""
     for path in paths:
         try:
             lines = path.read_text().splitlines()
         except FileNotFoundError:
             continue
-        for line in lines:
-            try:
-                yield Shard.from_line(line)
-            except (ValueError, KeyError, TypeError):
-                break
+        yield from _shards(lines)
+
+
+def _shards(lines: Iterable[str]) -> Iterator[Shard]:
+    """Of lines that are whole: what stands behind the first that is not was never made durable."""
+    for line in lines:
+        try:
+            yield Shard.from_line(line)
+        except (ValueError, KeyError, TypeError):
+            return
 
 
 def _append(path: Path, line: str) -> None:

@@ -7,10 +7,12 @@
 
 A claim is made by whoever comes first and is never given back. The owner of the draft codes as everybody
 does, and waits at the end for shards that others have claimed. A helper touches its desk between tiles; one
-that is silent is sent away by renaming its desk, from which, in the same moment, it can move no shard into
-the volume any more. So nobody writes a shard that another has finished, whatever is killed, paused or slow.
+that is silent, or takes very long, is sent away by renaming its desk, from which, in the same moment, it can
+move no shard into the volume any more. So nobody writes a shard that another has finished, whatever is
+killed, paused or slow.
 
-Helpers are never needed: without them, and after any of them, the owner does all by itself.
+Helpers are never needed: without them, and after any of them, the owner does all by itself; where the file
+system knows no symbolic links, nobody is asked.
 """
 
 from __future__ import annotations
@@ -27,13 +29,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from storage.disk import write_whole
+from storage.disk import DISK_FULL
 
 ORDER, CLAIMS, DESKS, LEDGER = "order.json", "claims", "desks", "ledger.jsonl"
 OWNER = "owner"
 SENT_AWAY = ".sent_away"
 PATIENCE_S = 30.0
 """A desk that nobody has touched for so long is given up."""
+LONGEST_S = 120.0
+"""So is one whose shard the owner has waited for so long, with nothing else to do."""
 
 
 @dataclass
@@ -42,12 +46,22 @@ class Help:
 
     draft: Path
     _signs: dict[str, tuple[int, float]] = field(default_factory=dict)
+    _awaited: dict[str, float] = field(default_factory=dict)
 
-    def ask(self, order: Mapping[str, Any]) -> None:
-        """From now on helpers may come. Raises OSError."""
+    def ask(self, order: Mapping[str, Any]) -> bool:
+        """Whether helpers may come from now on; not where claims cannot be made. Raises OSError."""
         for name in (CLAIMS, DESKS):
             (self.draft / name).mkdir(exist_ok=True)
-        write_whole(self.draft / ORDER, json.dumps(order).encode())
+        try:
+            self.claim(ORDER)
+        except OSError as error:
+            if error.errno in DISK_FULL or isinstance(error, FileNotFoundError):
+                raise
+            return False
+        part = self.draft / DESKS / ORDER
+        part.write_text(json.dumps(order))
+        part.rename(self.draft / ORDER)
+        return True
 
     def claim(self, key: str) -> bool:
         """Whether a shard is the owner's to code. Raises OSError."""
@@ -56,7 +70,8 @@ class Help:
     def is_given_up(self, key: str) -> bool:
         """Whether nobody works on a shard that another claimed: it is the owner's now."""
         name = str(_claim(self.draft, key).readlink())
-        if self._is_silent(name):
+        waited = time.monotonic() - self._awaited.setdefault(key, time.monotonic())
+        if waited > LONGEST_S or self._is_silent(name):
             self._send_away(name)
         return name == OWNER or not (self.draft / DESKS / name).is_dir()
 
@@ -65,11 +80,11 @@ class Help:
         yield from sorted((self.draft / DESKS).glob(f"*/{LEDGER}"))
 
     def end(self) -> None:
-        """Nobody helps any more; their ledgers are to be read before. Raises OSError."""
+        """Nobody helps any more; what their ledgers say is to be in the owner's before. Raises OSError."""
         (self.draft / ORDER).unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            gone = self.draft / f"{DESKS}{SENT_AWAY}"
-            (self.draft / DESKS).rename(gone)
+            (self.draft / DESKS).rename(self.draft / f"{DESKS}.{secrets.token_hex(8)}{SENT_AWAY}")
+        for gone in self.draft.glob(f"{DESKS}.*{SENT_AWAY}"):
             shutil.rmtree(gone, ignore_errors=True)
         shutil.rmtree(self.draft / CLAIMS, ignore_errors=True)
 
@@ -119,9 +134,12 @@ class Desk:
         os.utime(self.folder)
 
     def leave(self) -> None:
-        """What this helper claimed and has not done is given up."""
+        """Give up what was claimed and is not done; of a helper that has done nothing, nothing stays."""
+        gone = self.folder.with_name(f"{self.name}{SENT_AWAY}")
         with contextlib.suppress(FileNotFoundError):
-            self.folder.rename(self.folder.with_name(f"{self.name}{SENT_AWAY}"))
+            self.folder.rename(gone)
+            if not (gone / LEDGER).stat().st_size:
+                shutil.rmtree(gone, ignore_errors=True)
 
 
 def order_of(draft: Path) -> dict[str, Any] | None:

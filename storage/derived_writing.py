@@ -75,8 +75,7 @@ class Writer:
     def write(self, call: Call | None) -> int:
         """All of them; how many tiles were coded here."""
         missing = {place.key: place for place in self._all() if place.key not in self.draft.shards}
-        if call is not None and len(missing) > 1:
-            self.draft.ask(call.order)
+        if call is not None and len(missing) > 1 and self.draft.ask(call.order):
             call.ring(len(missing) - 1)
         made, claimed = 0, []
         for place in missing.values():

@@ -9,7 +9,7 @@ from functools import partial
 
 from storage.catalogue import Catalogue
 from storage.errors import CatalogueUnavailable, StorageFull
-from storage.jobs import Job
+from storage.jobs import Job, JobState
 from storage.tidy import tidy
 from workers.device import resolve_device
 from workers.jobs.base import AnyKind
@@ -24,7 +24,7 @@ PATIENCE_S = 60.0
 PAUSE_S = 1.0
 ALIVE = 3.0
 """A worker that has missed so many signs of life is not called for help."""
-CallHelpers = Callable[[Catalogue, str, float, Job, int], None]
+CallHelpers = Callable[[Catalogue, float, Job, int], None]
 """As `workers.tasks.call_helpers`, without the app."""
 
 
@@ -36,7 +36,7 @@ class WorkerProcess:
         settings: WorkerSettings,
         kinds: Sequence[AnyKind],
         name: str,
-        call_helpers: CallHelpers = lambda catalogue, worker, alive_s, job, count: None,
+        call_helpers: CallHelpers = lambda catalogue, seen_within_s, job, count: None,
     ) -> None:
         self.catalogue = _open_patiently(settings.catalogue_url)
         device = resolve_device(settings.device)
@@ -47,7 +47,7 @@ class WorkerProcess:
             settings,
             worker=name,
             device=device,
-            call_helpers=partial(call_helpers, self.catalogue, name, ALIVE * settings.presence_s),
+            call_helpers=partial(call_helpers, self.catalogue, ALIVE * settings.presence_s),
         )
         self._presence = Presence(self.catalogue, name, announcements, device, every_s=settings.presence_s)
         tidy(settings.data_root, self.catalogue)
@@ -64,6 +64,13 @@ class WorkerProcess:
     def help(self, job_id: str) -> Job | None:
         """Help another worker with a job for a while; the job, if there may be more to do."""
         return self._runner.help(job_id)
+
+    def is_wanted(self) -> bool:
+        """Whether jobs wait for a worker: then this one has no time to help again."""
+        try:
+            return bool(self.catalogue.jobs(state=JobState.QUEUED, limit=1))
+        except (CatalogueUnavailable, StorageFull):
+            return True
 
     def close(self) -> None:
         """Let go of the database."""

@@ -20,7 +20,7 @@ from workers.settings import WorkerSettings
 
 log = logging.getLogger("tomotrain.workers")
 
-HELP_S = 20.0
+HELP_S = 10.0
 """How long a worker helps before it looks for jobs of its own."""
 
 

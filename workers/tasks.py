@@ -5,7 +5,7 @@ with the one that it runs.
 from __future__ import annotations
 
 import logging
-import time
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,8 @@ def add_tasks(app: Celery, process: Callable[[], WorkerProcess]) -> None:
 
     @app.task(name=HELP_JOB)  # type: ignore[untyped-decorator]
     def help_job(job_id: str) -> None:
-        if (job := process().help(job_id)) is not None:
+        job = process().help(job_id)
+        if job is not None and not process().is_wanted():
             send_help(app, job)
 
 
@@ -44,8 +45,8 @@ def send(app: Celery, job: Job) -> None:
     app.send_task(RUN_JOB, [job.id], queue=str(job.queue), retry=False, ignore_result=True)
 
 
-def send_help(app: Celery, job: Job) -> None:
-    """Ask for a helper. A broker that does not take it costs time, nothing else."""
+def send_help(app: Celery, job: Job) -> bool:
+    """Ask for a helper; whether the broker took it. One that does not costs time, nothing else."""
     try:
         app.send_task(
             HELP_JOB,
@@ -57,21 +58,26 @@ def send_help(app: Celery, job: Job) -> None:
         )
     except (OperationalError, OSError) as error:
         log.warning("job %s goes on without help: %s", job.id, error)
+        return False
+    return True
 
 
-def call_helpers(
-    app: Celery, catalogue: Catalogue, worker: str, alive_s: float, job: Job, count: int
-) -> None:
-    """Ask as many other workers as are of use, alive, and able to run such a job."""
-    try:
-        known = catalogue.workers()
-    except (CatalogueUnavailable, StorageFull) as error:
-        log.warning("job %s goes on without help: %s", job.id, error)
-        return
-    since = time.time() - alive_s
-    able = [one for one in known if one.name != worker and job.kind in one.kinds and one.last_seen > since]
-    for _ in able[:count]:
-        send_help(app, job)
+def call_helpers(app: Celery, catalogue: Catalogue, seen_within_s: float, job: Job, count: int) -> None:
+    """Ask as many workers as are of use, alive, idle, and able to run such a job. Returns at once: a broker
+    or a database that does not answer must not hold up the job.
+    """
+
+    def call() -> None:
+        try:
+            idle = catalogue.idle_workers(job.kind, seen_within_s)
+        except (CatalogueUnavailable, StorageFull) as error:
+            log.warning("job %s goes on without help: %s", job.id, error)
+            return
+        for _ in idle[:count]:
+            if not send_help(app, job):
+                break
+
+    threading.Thread(target=call, name=f"call-{job.id}", daemon=True).start()
 
 
 def ring_due(catalogue: Catalogue, ring: Callable[[Job], None]) -> None:

@@ -31,6 +31,19 @@ def test_announcing_again_replaces(catalogue: Catalogue) -> None:
     assert catalogue.kind("measure").title == "Renamed"
 
 
+def test_idle_are_the_living_that_run_no_job(catalogue: Catalogue) -> None:
+    for name in ("busy", "free", "other"):
+        catalogue.announce(name, [replace(KIND, name="count") if name == "other" else KIND], "cpu")
+    assert catalogue.idle_workers("measure", 10) == ["busy", "free"]
+    job = catalogue.submit("measure", {"size": 1})
+    assert catalogue.claim(job.id, "busy", 30, kinds={"measure"}) is not None
+    assert catalogue.idle_workers("measure", 10) == ["free"]
+    assert catalogue.idle_workers("count", 10) == ["other"]
+    assert catalogue.idle_workers("measure", -1) == []
+    catalogue.finish(job.id, 1, {})
+    assert catalogue.idle_workers("measure", 10) == ["busy", "free"]
+
+
 def test_a_worker_is_seen(catalogue: Catalogue) -> None:
     catalogue.announce("worker", [KIND], "cpu")
     (before,) = catalogue.workers()

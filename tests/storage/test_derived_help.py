@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 import threading
 import time
 from collections import Counter
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import storage.derived_draft
 import storage.derived_help
 from storage.checkpoints import Checkpoints
 from storage.compressors.goals import Goal
@@ -184,7 +187,7 @@ def test_a_helper_that_was_sent_away_cannot_move_a_finished_shard_into_the_volum
     late: list[Draft] = []
 
     def ring(count: int) -> None:
-        drafts = Drafts(house.root / "d", "job_1", 1).joined()
+        drafts = Drafts(house.root / "d", "job_1", 1).joined(lambda order: True)
         draft, _ = next(drafts)
         assert draft.claim("0/c/0/0/0")
         assert draft.help is None
@@ -199,6 +202,110 @@ def test_a_helper_that_was_sent_away_cannot_move_a_finished_shard_into_the_volum
     with pytest.raises(LeaseLost):
         late[0].claim("0/c/0/0/1")
     published(house, written)
+
+
+def test_who_is_sent_away_with_a_shard_in_hand_does_not_get_it_into_the_volume(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the shard, whole at the desk, and the rename that would put it in its place."""
+    alone = house.own(folder="alone").stored
+    write = storage.derived_draft._write
+
+    def sends_away(path: Path, content: bytes) -> None:
+        write(path, content)
+        if path.parent.parent.name == "desks":
+            path.parent.rename(path.parent.with_name(f"{path.parent.name}.sent_away"))
+
+    monkeypatch.setattr(storage.derived_draft, "_write", sends_away)
+    written = house.own(call=house.call(lambda: house.help("helper")), pause_s=0.05)
+    house.end()
+    assert house.left
+    assert len(house.coded["helper"]) == 1
+    assert written.helped == 0
+    assert published(house, written).stored == alone
+
+
+def test_an_owner_that_dies_while_it_sends_its_helpers_away_loses_none_of_their_work(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rmtree = shutil.rmtree
+
+    def dies(path: Path, **how: Any) -> None:
+        if path.name.startswith("desks."):
+            raise KeyboardInterrupt
+        rmtree(path, **how)
+
+    call = house.call(lambda: house.help("helper", pause_s=0))
+    with monkeypatch.context() as broken:
+        broken.setattr(shutil, "rmtree", dies)
+        with pytest.raises(KeyboardInterrupt):
+            house.own(call=call, pause_s=0.02)
+    house.end()
+    coded = len(house.coded["owner"])
+    written = house.own(2)
+    assert len(house.coded["owner"]) == coded
+    assert (written.made, written.helped) == (0, 0)
+    assert written.kept > 0
+    assert sorted(path.name for path in written.draft.folder.iterdir()) == ["ledger.jsonl", "volume.zarr"]
+
+
+def test_what_a_helper_did_last_before_it_left_is_not_done_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finishes and leaves between the owner's look at its ledger and that at its desk."""
+    release, done = threading.Event(), threading.Event()
+    is_given_up = storage.derived_help.Help.is_given_up
+
+    def after_it_left(self: Any, key: str) -> bool:
+        release.set()
+        assert done.wait(20)
+        return is_given_up(self, key)
+
+    def lingering(progress: Progress) -> None:
+        assert release.wait(20)
+
+    def helper() -> None:
+        house.help("helper", report=lingering, until=0.0)
+        done.set()
+
+    monkeypatch.setattr(storage.derived_help.Help, "is_given_up", after_it_left)
+    written = house.own(call=house.call(helper), pause_s=0.05)
+    house.end()
+    assert len(house.coded["helper"]) == 1
+    assert not set(house.coded["helper"]) & set(house.coded["owner"])
+    assert written.helped > 0
+    assert written.kept == 0
+
+
+def test_without_symbolic_links_nobody_is_asked(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, target: str) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    called: list[int] = []
+    written = house.own(call=Call({"step": 16.0}, called.append))
+    assert not called
+    assert written.made > 0
+    published(house, written)
+
+
+def test_a_draft_that_was_taken_over_asks_nobody(house: House) -> None:
+    drafts = Drafts(house.root / "d", "job_1", 1)
+    draft = drafts.open("a" * 64)
+    Drafts(house.root / "d", "job_1", 2).open("a" * 64)
+    with pytest.raises(LeaseLost):
+        draft.ask({})
+    assert [path.suffix for path in (house.root / "d").iterdir()] == [".2"]
+
+
+def test_frames_are_helped_with_too(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).normal(100, 20, (5, 4, 20, 30)).astype(np.int16)
+    house = House(source_of(tmp_path / "v.zarr", voxels), tmp_path)
+    alone = house.own(folder="alone").stored
+    written = house.own(call=house.call(lambda: house.help("helper")), pause_s=0.05)
+    house.end()
+    assert written.stored == alone
+    assert written.helped > 0
 
 
 def test_the_next_attempt_keeps_what_helpers_did_and_sends_them_away(house: House) -> None:
