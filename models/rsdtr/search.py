@@ -1,0 +1,187 @@
+"""The ring of least storage within an error: branch and bound over groupings, orders and first ranks.
+
+A path is an order of the modes and a divisor R0 of the first rank (TR-SVD, arXiv 2405.10802, with other
+tolerances): of the squared error still allowed, each of the remaining cuts may use an equal share, and what
+it leaves unused goes to the next ones. The errors of orthogonal projections add up: the whole never exceeds
+what eps allows.
+
+A path is given up as soon as it cannot beat what is known: between two bonds i and j of a ring, the arrays
+unfolded by the modes in between need a rank rho within the whole budget, hence r_i r_j >= rho.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import permutations
+from math import prod
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from models.rsdtr.cuts import cut, divisors, gram, smallest_rank, tails
+from models.rsdtr.ring import Mode, RingShape, TensorRing, lengths
+from models.rsdtr.spectra import Spectra
+
+Modes = tuple[Mode, ...]
+Ranks = tuple[int, ...]
+Rest = Float64[Tensor, "g left *sizes start"]
+Accept = Callable[[RingShape], bool]
+"""Whether a ring may be taken: a limit on its MACs, say."""
+
+
+class RingSearch:
+    """The smallest ring found so far of one kernel, grouping after grouping; `limit` must be undercut."""
+
+    def __init__(self, spectra: Spectra, limit: int, accept: Accept) -> None:
+        self.found: RingShape | None = None
+        self.limit = limit
+        self._spectra, self._accept = spectra, accept
+
+    def over(self, modes: Modes) -> None:
+        """Search all rings of these modes."""
+        _Grouping(self, self._spectra, modes).search()
+
+    def offer(self, shape: RingShape) -> None:
+        """Take a ring within the error, if it is smaller and may be taken."""
+        if shape.storage < self.limit and self._accept(shape):
+            self.found, self.limit = shape, shape.storage
+
+
+class _Grouping:
+    """The rings of one grouping. A path is `order`, the modes so far, and the ranks before and after them."""
+
+    def __init__(self, search: RingSearch, spectra: Spectra, modes: Modes) -> None:
+        self.search_, self.spectra = search, spectra
+        self.modes, self.sizes = modes, lengths(spectra.sizes, modes)
+        self.cuts = len(modes) - 1
+
+    def search(self) -> None:
+        """All first modes and divisors, the most promising first."""
+        for bound, first, ranks, used in sorted(self._roots()):
+            if bound >= self.search_.limit:
+                break
+            self._expand((first,), ranks, self._first_rest(first, ranks), used)
+
+    def _roots(self) -> Iterator[tuple[int, int, Ranks, float]]:
+        for first, mode in enumerate(self.modes):
+            left_out = self.spectra.left_out(mode)
+            rank = smallest_rank(left_out, self.spectra.allowed / self.cuts)
+            for start in divisors(rank):
+                ranks = (start, rank // start)
+                yield self._bound((first,), ranks), first, ranks, left_out[rank]
+
+    def _first_rest(self, first: int, ranks: Ranks) -> Rest:
+        """Sigma V^T of the first cut, its rank split: (g, r_1, *other modes, r_0)."""
+        start, after = ranks
+        _, rest = self.spectra.cut(self.modes[first], start * after)
+        others = [k for k in range(len(self.modes)) if k != first]
+        flat = [axis for axis in range(len(self.spectra.sizes)) if axis not in self.modes[first]]
+        split = rest.reshape(len(rest), start, after, *(self.spectra.sizes[axis] for axis in flat))
+        order = [flat.index(axis) for k in others for axis in self.modes[k]]
+        turned = split.permute(0, 2, *(3 + place for place in order), 1)
+        return turned.reshape(len(rest), after, *(self.sizes[k] for k in others), start)
+
+    def _expand(self, order: Ranks, ranks: Ranks, rest: Rest, used: float) -> None:
+        """Try each remaining mode next. The axes of `rest` are the remaining modes, in their own order."""
+        remaining = [k for k in range(len(self.modes)) if k not in order]
+        choices = sorted((self._bound((*order, mode), ranks), mode) for mode in remaining)
+        for bound, mode in choices:
+            if bound >= self.search_.limit:
+                break
+            self._cut((*order, mode), ranks, unfolded(rest, remaining.index(mode)), used)
+
+    def _cut(self, order: Ranks, ranks: Ranks, matrices: Float64[Tensor, "g m n"], used: float) -> None:
+        """Cut the last mode of `order` off, and go on where the bound allows it."""
+        left_out = tails(torch.linalg.eigvalsh(gram(matrices)))
+        share = (self.spectra.allowed - used) / (self.cuts - len(order) + 1)
+        rank = smallest_rank(left_out, share)
+        after = (*ranks, rank)
+        if len(order) == self.cuts:
+            (last,) = set(range(len(self.modes))) - set(order)
+            self.search_.offer(self._shape((*order, last), after))
+        elif self._bound(order, after) < self.search_.limit:
+            remaining = [k for k in range(len(self.modes)) if k not in order]
+            _, rest = cut(matrices, rank)
+            sizes = (self.sizes[k] for k in remaining)
+            self._expand(order, after, rest.reshape(len(rest), rank, *sizes, ranks[0]), used + left_out[rank])
+
+    def _shape(self, order: Ranks, ranks: Ranks) -> RingShape:
+        return RingShape(self.spectra.sizes, tuple(self.modes[k] for k in order), ranks)
+
+    def _bound(self, prefix: Ranks, ranks: Ranks) -> int:
+        """No ring that begins like this has less storage."""
+        others = [k for k in range(len(self.modes)) if k not in prefix]
+        return min(self._bound_of((*prefix, *rest), ranks) for rest in permutations(others))
+
+    def _bound_of(self, order: Ranks, ranks: Ranks) -> int:
+        d = len(order)
+        least = list(ranks)
+        for bond in range(len(ranks), d):
+            needed = (-(-self._needed(order[i:bond]) // rank) for i, rank in enumerate(ranks))
+            least.append(max(needed))
+        least.append(ranks[0])
+        return sum(
+            self.sizes[mode]
+            * (
+                least[k] * least[k + 1]
+                if k + 1 < len(ranks)
+                else max(least[k] * least[k + 1], self._needed((mode,)))
+            )
+            for k, mode in enumerate(order)
+        )
+
+    def _needed(self, modes: Ranks) -> int:
+        return self.spectra.rank(axis for mode in modes for axis in self.modes[mode])
+
+
+def ring_of(spectra: Spectra, shape: RingShape) -> TensorRing:
+    """The cores of a ring that a search has found, by the same cuts."""
+    g, d = len(spectra.arrays), len(shape.modes)
+    sizes, ranks = shape.lengths, (*shape.ranks, shape.ranks[0])
+    basis, _ = spectra.cut(shape.modes[0], ranks[0] * ranks[1])
+    cores = [basis.reshape(g, sizes[0], ranks[0], ranks[1]).transpose(1, 2)]
+    order = [axis for mode in shape.modes for axis in mode]
+    turned = spectra.arrays.permute(0, *(1 + axis for axis in order)).reshape(g, sizes[0], -1)
+    rest = (basis.mT @ turned).reshape(g, ranks[0], ranks[1], -1).permute(0, 2, 3, 1)
+    for k in range(1, d - 1):
+        basis, rest = cut(rest.reshape(g, ranks[k] * sizes[k], -1), ranks[k + 1])
+        cores.append(basis.reshape(g, ranks[k], sizes[k], ranks[k + 1]))
+    cores.append(rest.reshape(g, ranks[d - 1], sizes[-1], ranks[0]))
+    return TensorRing(shape, tuple(core.contiguous() for core in cores))
+
+
+def unfolded(rest: Rest, place: int) -> Float64[Tensor, "g m n"]:
+    """(left, the mode at this place) against the others."""
+    moved = rest.movedim(2 + place, 2)
+    return moved.reshape(len(rest), rest.shape[1] * moved.shape[2], -1)
+
+
+def groupings(sizes: Sequence[int]) -> list[Modes]:
+    """The modes that a kernel (O, I, *k) is tried by: from its voxels in one mode to an axis each.
+
+    Spatial axes of one voxel share the mode of a neighbour; a kernel of one voxel has no grouping.
+    """
+    axes = range(2, len(sizes))
+    if prod(sizes[2:]) == 1:
+        return []
+    found: list[Modes] = []
+    for count in range(len(axes)):
+        blocks = _blocks(sizes, axes, set(axes[:count]))
+        modes: Modes = ((0,), (1,), *blocks)
+        if modes not in found:
+            found.append(modes)
+    return found
+
+
+def _blocks(sizes: Sequence[int], axes: Sequence[int], alone: set[int]) -> list[Mode]:
+    """The axes in blocks: those alone each, the others together, axes of one voxel with what is before."""
+    blocks: list[list[int]] = []
+    apart = True
+    for axis in axes:
+        if blocks and (not apart or sizes[axis] == 1 or prod(sizes[other] for other in blocks[-1]) == 1):
+            blocks[-1].append(axis)
+        else:
+            blocks.append([axis])
+        apart = axis in alone
+    return [tuple(block) for block in blocks]
