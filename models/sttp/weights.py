@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 
 from torch import Tensor, nn
 
@@ -13,6 +14,9 @@ from models.sttp.shapes import Layout, sttp_layout, svdp_layout
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 Layer = nn.Linear | Convolution | Transposed
+
+ROUNDING = 1e-9
+"""Of a share of a rank."""
 
 METHODS = ("svdp", "sttp")
 
@@ -53,6 +57,11 @@ class WeightShape:
     def columns(self) -> int:
         """Of one group's matrix: inputs times the kernel's size."""
         return self.inputs * prod(self.kernel)
+
+    @property
+    def smaller(self) -> int:
+        """The full rank of one group's matrix."""
+        return min(self.outputs, self.columns)
 
     def matrices(self, weight: Tensor) -> Tensor:
         """(groups, outputs, columns) of a weight."""
@@ -99,25 +108,35 @@ def rank_of_share(weight: WeightShape, share: float) -> int:
     """r = ceil(rho * min(outputs, columns)). Raises InvalidConfig for a share outside of (0, 1]."""
     if not 0 < share <= 1:
         raise InvalidConfig("rho", share, "in (0, 1]")
-    return int(-(-share * min(weight.outputs, weight.columns) // 1))
+    return max(1, ceil(share * weight.smaller - ROUNDING))
 
 
-def rank_within(
-    weight: WeightShape, parameters: int, method: str, *, constant: bool = False, flatten_kernel: bool = True
-) -> int:
-    """The largest rank with at most so many degrees of freedom over all groups.
+def ranks_within(
+    weights: Sequence[WeightShape],
+    parameters: int,
+    method: str,
+    *,
+    constant: bool = False,
+    flatten_kernel: bool = True,
+) -> list[int]:
+    """The ranks of the largest common share rho with at most so many degrees of freedom in all layers.
 
-    Raises InvalidConfig, with both numbers, where rank 1 has more.
+    Raises InvalidConfig, with both numbers, where rank 1 in every layer has more.
     """
 
-    def needed(rank: int) -> int:
-        layout = weight.layout(method, rank, constant=constant, flatten_kernel=flatten_kernel)
-        return weight.groups * layout.parameters
+    def needed(ranks: Sequence[int]) -> int:
+        return sum(
+            weight.groups
+            * weight.layout(method, rank, constant=constant, flatten_kernel=flatten_kernel).parameters
+            for weight, rank in zip(weights, ranks, strict=True)
+        )
 
-    if needed(1) > parameters:
-        raise InvalidConfig("parameters", parameters, f"at least {needed(1)}, which rank 1 has")
-    low, high = 1, min(weight.outputs, weight.columns)
+    shares = sorted({1.0, *(r / w.smaller for w in weights for r in range(1, w.smaller))})
+    if needed(least := [1] * len(weights)) > parameters:
+        raise InvalidConfig("parameters", parameters, f"at least {needed(least)}, which rank 1 has")
+    low, high = -1, len(shares) - 1
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if needed(middle) <= parameters else (low, middle - 1)
-    return low
+        ranks = [rank_of_share(weight, shares[middle]) for weight in weights]
+        low, high = (middle, high) if needed(ranks) <= parameters else (low, middle - 1)
+    return least if low < 0 else [rank_of_share(weight, shares[low]) for weight in weights]

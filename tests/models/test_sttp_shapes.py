@@ -17,7 +17,7 @@ from models.sttp.shapes import (
     svdp_parameters,
     tt_ranks,
 )
-from models.sttp.weights import WeightShape, rank_of_share, rank_within, weight_shape
+from models.sttp.weights import WeightShape, rank_of_share, ranks_within, weight_shape
 
 WRN_28_10 = {  # rank: (STTP, Z %, SVDP, Z %) of the official code
     8: (30_344, 0.209, 688_488, 2.012),
@@ -158,11 +158,20 @@ def test_transposed_and_grouped_weights_are_counted_by_their_matrices() -> None:
 def test_ranks_by_share_and_by_budget() -> None:
     weight = WeightShape((64, 32, 3, 3))
     assert [rank_of_share(weight, share) for share in (1e-9, 0.25, 0.26, 1.0)] == [1, 16, 17, 64]
+    assert all(rank_of_share(WeightShape((n, n)), r / n) == r for n in (7, 49, 64) for r in range(1, n + 1))
+    weights = [weight, WeightShape((128, 64, 3, 3), groups=2), WeightShape((10, 512))]
     for method in ("svdp", "sttp"):
-        for parameters in (500, 3_000, 10_000, 10**6):
-            rank = rank_within(weight, parameters, method)
-            assert weight.layout(method, rank).parameters <= parameters
-            assert rank == 64 or weight.layout(method, rank + 1).parameters > parameters
+
+        def needed(ranks: list[int], method: str = method) -> int:
+            return sum(w.groups * w.layout(method, r).parameters for w, r in zip(weights, ranks, strict=True))
+
+        for parameters in (3_000, 10_000, 40_000):
+            ranks = ranks_within(weights, parameters, method)
+            share = max(rank / w.smaller for rank, w in zip(ranks, weights, strict=True))
+            more = [min(w.smaller, int(share * w.smaller) + 1) for w in weights]
+            assert needed(ranks) <= parameters < needed(more)
+        assert ranks_within(weights, 10**6, method) == [64, 64, 10]
+        assert ranks_within(weights, needed([1, 1, 1]), method) == [1, 1, 1]
 
 
 def test_what_cannot_be_laid_out_is_refused() -> None:
@@ -173,7 +182,7 @@ def test_what_cannot_be_laid_out_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="rho"):
         rank_of_share(WeightShape((4, 4)), 1.5)
     with pytest.raises(InvalidConfig, match="parameters = 3: must be at least 7, which rank 1 has"):
-        rank_within(WeightShape((4, 4)), 3, "svdp")
+        ranks_within([WeightShape((4, 4))], 3, "svdp")
     with pytest.raises(InvalidShape, match="BatchNorm1d has no spectral weight"):
         weight_shape(nn.BatchNorm1d(3))
     with pytest.raises(InvalidShape, match="modes"):
