@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from models.errors import InvalidConfig, InvalidShape, refuse_non_finite
-from models.sttp.lowrank import EXECUTIONS, execute_
+from models.sttp.lowrank import EXECUTIONS, executing_class
 from models.sttp.parametrizations import Spectral
 from models.sttp.spectrum import Spectrum
 from models.sttp.weights import Layer, WeightShape, rank_of_share, ranks_within, weight_shape
@@ -92,8 +92,12 @@ def spectral_(model: Model, config: SpectralConfig, filter_fn: Filter | None = N
         )
         for shape, rank in zip(shapes, config.ranks(shapes), strict=True)
     ]
-    for layer, spectral in zip(chosen.values(), made, strict=True):
-        attach_(layer, spectral, config.execution)
+    kinds = [
+        executing_class(layer, spectral, config.execution)
+        for layer, spectral in zip(chosen.values(), made, strict=True)
+    ]
+    for layer, spectral, kind in zip(chosen.values(), made, kinds, strict=True):
+        attach_(layer, spectral, kind)
     return model
 
 
@@ -107,9 +111,9 @@ def sttp_(model: Model, filter_fn: Filter | None = None, **settings: Any) -> Mod
     return spectral_(model, SpectralConfig("sttp", **settings), filter_fn)
 
 
-def attach_(layer: nn.Module, spectral: Spectral, execution: str = "auto") -> None:
-    """Register a parametrization for a layer's weight, and how the layer is to be computed."""
-    execute_(layer, spectral, execution)
+def attach_(layer: nn.Module, spectral: Spectral, kind: type[nn.Module]) -> None:
+    """Register a parametrization for a layer's weight; the layer is computed as a `kind`."""
+    layer.__class__ = kind
     parametrize.register_parametrization(layer, "weight", spectral)
 
 

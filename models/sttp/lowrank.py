@@ -7,7 +7,7 @@ mode, dilation and groups go with the first layer, the bias with the second.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, cast
 
@@ -40,28 +40,30 @@ def multiplications(layer: nn.Module, spectral: Spectral) -> tuple[int, int]:
     return low, shape.groups * shape.outputs * shape.columns
 
 
-def execute_(layer: nn.Module, spectral: Spectral, execution: str) -> None:
-    """Have a layer that is not parametrised yet computed from its factors, where `execution` says so."""
+def executing_class(layer: nn.Module, spectral: Spectral, execution: str) -> type[nn.Module]:
+    """The class that computes a layer, not parametrised yet, as `execution` says: a factored one, or its own.
+
+    Raises InvalidShape for "low-rank" of a class that may compute something else with its weight.
+    """
+    own = type(layer)
     low, dense = multiplications(layer, spectral)
-    if execution == "low-rank" or (execution == "auto" and low < dense):
-        if type(layer) not in FACTORED:
-            raise InvalidShape(
-                f"{type(layer).__name__} overrides what it computes: execution must be 'dense'"
-            )
-        layer.__class__ = FACTORED[type(layer)]
+    if execution == "low-rank" and own not in FACTORED:
+        raise InvalidShape(f"{own.__name__} is no layer of torch.nn: its execution must be 'dense' or 'auto'")
+    fewer = execution == "low-rank" or (execution == "auto" and low < dense)
+    return FACTORED.get(own, own) if fewer else own
 
 
 class _Factored(nn.Module):
     """A layer that is computed from its factors while its weight has a spectral parametrization."""
 
-    def forward(self, input: Tensor, *args: Any) -> Tensor:  # noqa: A002
-        """What the layer with the whole weight gives, to rounding."""
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:  # noqa: A002
+        """What the layer with the whole weight gives, to rounding; an output size is for transposed ones."""
         spectral = spectral_of(self)
         if spectral is None:
-            return cast(Tensor, super().forward(input, *args))
+            return cast(Tensor, super().forward(input, *([] if output_size is None else [output_size])))
         left, right = factors_of(self)
         filters, mixing = factor_weights(spectral.shape, left.to(input.dtype), right.to(input.dtype))
-        return _mixed(self, _filtered(self, input, filters, args), mixing)
+        return _mixed(self, _filtered(self, input, filters, output_size), mixing)
 
 
 def factor_weights(shape: WeightShape, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,13 +77,13 @@ def factor_weights(shape: WeightShape, left: Tensor, right: Tensor) -> tuple[Ten
     return filters, mixing
 
 
-def _filtered(layer: nn.Module, x: Tensor, filters: Tensor, args: tuple[Any, ...]) -> Tensor:
+def _filtered(layer: nn.Module, x: Tensor, filters: Tensor, output_size: Sequence[int] | None) -> Tensor:
     """The first of the two layers."""
     if isinstance(layer, nn.Linear):
         return functional.linear(x, filters)
     if isinstance(layer, Transposed):
         axes = len(layer.kernel_size)
-        added = _output_padding(layer, x, args)
+        added = _output_padding(layer, x, output_size)
         compute = _TRANSPOSED[axes]
         return compute(x, filters, None, layer.stride, layer.padding, added, layer.groups, layer.dilation)
     assert isinstance(layer, Convolution)
@@ -96,11 +98,10 @@ def _mixed(layer: nn.Module, filtered: Tensor, mixing: Tensor) -> Tensor:
     return _PLAIN[len(layer.kernel_size)](filtered, mixing, layer.bias, groups=layer.groups)
 
 
-def _output_padding(layer: Transposed, x: Tensor, args: tuple[Any, ...]) -> Any:
-    size = args[0] if args else None
+def _output_padding(layer: Transposed, x: Tensor, output_size: Sequence[int] | None) -> Any:
     return layer._output_padding(
         x,
-        size,
+        None if output_size is None else list(output_size),
         list(layer.stride),
         list(cast("tuple[int, ...]", layer.padding)),
         list(layer.kernel_size),

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from models.sttp.frames import Frame, frames, reflectors
+from models.sttp.frames import Frame, frames, full_precision, reflectors
 from models.sttp.shapes import Chain
 
 
@@ -22,7 +22,8 @@ def product(packed: Tensor, chain: Chain, *, backwards: bool = False) -> Tensor:
 
     Its first mode is the slowest index of the rows, or `backwards` the fastest.
     """
-    return multiplied(frames(packed, chain.frames), chain, backwards=backwards)
+    with full_precision(packed):
+        return multiplied(frames(packed, chain.frames), chain, backwards=backwards)
 
 
 def multiplied(cores: Iterable[Tensor], chain: Chain, *, backwards: bool = False) -> Tensor:
