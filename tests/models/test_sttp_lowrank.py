@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -140,3 +141,19 @@ def test_autocast_computes_factors_in_full_and_layers_in_half() -> None:
     assert y.dtype == torch.bfloat16
     assert (right.mT @ right - torch.eye(right.shape[-1])).abs().max() <= 5e-6
     assert (y - layer(x)).abs().max() <= 0.05
+
+
+@pytest.mark.parametrize("apply_", [svdp_, sttp_])
+@pytest.mark.parametrize("axes", [2, 3])
+def test_folded_layers_run_under_onnx(apply_: type, axes: int, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    kind = (nn.Conv2d, nn.Conv3d)[axes - 2]
+    model = nn.Sequential(kind(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 2**axes, 3)).eval()
+    apply_(model, rank=3)
+    x = torch.randn(1, 4, *(4,) * axes)
+    expected = model(x).detach()
+    torch.onnx.export(fold_(model), (x,), str(tmp_path / "model.onnx"), dynamo=True, verbose=False)
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert (torch.from_numpy(found) - expected).abs().max() <= 1e-5
