@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SCAN ?=
 NAME ?= cubes
-# One thread per process keeps two test processes from fighting for two cores.
+# The tests run in two processes, of one thread each: for two cores.
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
@@ -31,7 +31,7 @@ up: $(VENV)/.extras-service,worker ## the embedded stack until Ctrl-C: API and d
 	$(BIN)/tomotrain up
 
 test: $(VENV)/.extras-test ## the tests, under ten minutes on two cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.extras-test ## the long ones: faults, scale
 	$(BIN)/python -m pytest -m slow --timeout 1800

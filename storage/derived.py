@@ -150,9 +150,11 @@ def drafted(  # noqa: PLR0913
         warnings=(*_still_true(source.stored.warnings, keep_gaps), *warnings),
         derived=derivation,
     )
+    with draft.in_hand():
+        stored = seal(group, draft.store, stored)
     return Written(
         draft,
-        seal(group, draft.store, stored),
+        stored,
         math.fsum(shard.squares for shard in finest),
         max(shard.largest for shard in finest),
         tuple(

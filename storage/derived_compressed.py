@@ -107,10 +107,7 @@ def compressed(  # noqa: PLR0913
         samples = Samples(source, reader, seed, report, each)
         run = _Run(source, goal, reader, samples, drafts, derivation, save, report, threads, ring)
         try:
-            plan = _loaded(checkpoints)
-            if plan is None:
-                plan = Plan(chosen(source.stored, goal, compressor, samples))
-                save(plan)
+            plan = _loaded(checkpoints) or Plan(chosen(source.stored, goal, compressor, samples))
             return run.of(plan)
         except (UnsuitableValues, MissingPeer) as error:
             raise UnsuitableCompressor(compressor, str(error)) from error
@@ -196,9 +193,11 @@ class _Run:
 
     def _with_next(self, plan: Plan, scheme: Scheme, needed: bool) -> Plan:
         """The plan with the number of its next pass: found once, so that an attempt goes on with what an
-        earlier one began.
+        earlier one began, and by the plan alone, so that it does not matter which attempt finds it.
         """
         if len(plan.numbers) == len(plan.passes):
+            if plan.passes:
+                self.samples.forget()
             number = self._next(scheme, plan.passes, needed)
             plan = replace(plan, numbers=(*plan.numbers, number))
             self.save(plan)

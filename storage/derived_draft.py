@@ -264,6 +264,16 @@ class Draft:
             sync(folder.parent)
 
     @contextmanager
+    def in_hand(self) -> Iterator[None]:
+        """Whatever fails because the draft was taken over meanwhile fails as LeaseLost."""
+        try:
+            yield
+        except Exception as error:
+            if (self._place / LEDGER).is_file():  # the folder itself may have been made anew
+                raise
+            raise LeaseLost(self.drafts.job_id, self.drafts.attempt) from error
+
+    @contextmanager
     def _translated(self) -> Iterator[None]:
         """A full disk as StorageFull, a place that is gone as LeaseLost."""
         try:

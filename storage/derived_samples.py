@@ -107,6 +107,10 @@ class Samples:
             known[number] = estimated(sample, self._code(scheme.make(number)), number, self.each)
         return known[number]
 
+    def forget(self) -> None:
+        """What codings made of the samples: a search after this depends on nothing that was tried before."""
+        self._estimates.clear()
+
     def _told(self, sample: Sample, scheme: Scheme) -> dict[float | None, Estimate]:
         return self._estimates.setdefault((id(sample), scheme.compressor), {})
 

@@ -22,7 +22,7 @@ from zarr.storage import ZipStore
 
 from storage.artifacts import ArtifactWriter
 from storage.derived import framed
-from storage.errors import CorruptVolume, InvalidScan, JobCancelled, StorageFull, UnsupportedScan
+from storage.errors import CorruptVolume, JobCancelled, StorageFull, UnsupportedScan
 from storage.exports import ome_zarr
 from storage.exports.nifti import nifti_header, nifti_pieces, nifti_version
 from storage.exports.ome_zarr import store_entries
@@ -254,7 +254,7 @@ def test_a_compressed_store_that_is_sent_is_read_or_refused_with_a_cure(tmp_path
     def newer(document: dict[str, Any]) -> None:
         document["codecs"][0]["configuration"]["codecs"][0]["configuration"]["version"] = 99
 
-    with pytest.raises(InvalidScan, match="use a newer one"):
+    with pytest.raises(UnsupportedScan, match="use a newer one"):
         open_scan(altered(blocks, newer))
 
     def huge(document: dict[str, Any]) -> None:

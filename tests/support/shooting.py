@@ -12,7 +12,7 @@ from storage.catalogue import Catalogue
 from storage.jobs import Job, JobState
 from support.processes import Bell, Worker, until
 
-LEASE_S = 1.0
+LEASE_S = 2.0
 TRIES = 5
 
 
