@@ -17,10 +17,8 @@ from models.rsdtr.reference import reference_ring
 from models.rsdtr.ring import RingShape, TensorRing
 from models.rsdtr.search import RingSearch, groupings
 from models.rsdtr.spectra import Spectra
-from models.rsdtr.steps import best_steps, cost_of
+from models.rsdtr.steps import best_steps, cost_of, nominal
 
-NOMINAL_SIDE = 64
-"""Of an input along each axis, in voxels, where none is given."""
 MODES = (3, 4, 5)
 
 
@@ -79,10 +77,3 @@ def fewest_macs(geometry: Geometry, shape: RingShape, spatial: tuple[int, ...]) 
 def paper_ring(kernel: Float[Tensor, "o i *k"], geometry: Geometry, eps: float) -> TensorRing:
     """The paper's ring of a kernel, whatever it costs."""
     return reference_ring(blocks_of(kernel.detach().cpu(), geometry), eps)
-
-
-def nominal(geometry: Geometry) -> tuple[int, ...]:
-    """Sizes of inputs where none are given: large enough that borders hardly count."""
-    return tuple(
-        max(NOMINAL_SIDE, 2 * d * k) for d, k in zip(geometry.dilation, geometry.kernel, strict=True)
-    )

@@ -118,17 +118,17 @@ def contracted(shape: RingShape, cores: Sequence[Core]) -> Arrays:
     first, second = min(combinations(range(d), 2), key=lambda cut: shape.ranks[cut[0]] * shape.ranks[cut[1]])
     inner = range(first, second)
     outer = [k % d for k in range(second, first + d)]
-    near, far = (_arc([cores[k] for k in arc]) for arc in (inner, outer))
+    near, far = (arc([cores[k] for k in part]) for part in (inner, outer))
     closed = near.transpose(1, 2).flatten(2) @ far.permute(0, 3, 1, 2).flatten(1, 2)
     order = [axis for k in (*inner, *outer) for axis in shape.modes[k]]
     arrays = closed.reshape(len(closed), *(shape.sizes[axis] for axis in order))
     return arrays.permute(0, *(1 + order.index(axis) for axis in range(len(order))))
 
 
-def _arc(cores: Sequence[Core]) -> Core:
+def arc(cores: Sequence[Core]) -> Core:
     """Neighbours as one core; the last mode is fastest."""
-    arc = cores[0]
+    joined = cores[0]
     for core in cores[1:]:
-        g, left, n, _ = arc.shape
-        arc = (arc.flatten(1, 2) @ core.flatten(2)).reshape(g, left, n * core.shape[2], core.shape[3])
-    return arc
+        g, left, n, _ = joined.shape
+        joined = (joined.flatten(1, 2) @ core.flatten(2)).reshape(g, left, n * core.shape[2], core.shape[3])
+    return joined

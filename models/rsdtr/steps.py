@@ -18,6 +18,8 @@ from models.rsdtr.ring import RingShape
 
 OUT, IN, SPATIAL = 0, 1, 2
 """The axes of a kernel (O, I, *k)."""
+NOMINAL_SIDE = 64
+"""Of an input along each axis, in voxels, where none is given."""
 Sizes = tuple[int, ...]
 
 
@@ -119,3 +121,10 @@ def _taken(shape: RingShape, merged: bool, order: Sizes) -> Iterator[tuple[Sizes
     sources = (iter(left), iter(right))
     for turn in turns:
         yield next(sources[turn]), bool(turn)
+
+
+def nominal(geometry: Geometry) -> Sizes:
+    """Sizes of inputs where none are given: large enough that borders hardly count."""
+    return tuple(
+        max(NOMINAL_SIDE, 2 * d * k) for d, k in zip(geometry.dilation, geometry.kernel, strict=True)
+    )

@@ -11,13 +11,13 @@ from test_rsdtr_rings import decaying, normal
 
 from models.convolutions import Geometry
 from models.errors import InvalidConfig, NonFinite
-from models.rsdtr.candidates import RingConfig, fewest_macs, nominal, paper_ring, smallest
+from models.rsdtr.candidates import RingConfig, fewest_macs, paper_ring, smallest
 from models.rsdtr.cuts import divisors
 from models.rsdtr.low_rank import LowRankShape, low_rank_kernel, low_rank_of, low_rank_shapes
 from models.rsdtr.ring import RingShape
 from models.rsdtr.search import RingSearch, groupings, ring_of
 from models.rsdtr.spectra import Spectra
-from models.rsdtr.steps import cost_of
+from models.rsdtr.steps import cost_of, nominal
 
 SHAPES = [
     (1, 8, 6, 5),
