@@ -143,6 +143,7 @@ def test_autocast_computes_factors_in_full_and_layers_in_half() -> None:
     assert (y - layer(x)).abs().max() <= 0.05
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("apply_", [svdp_, sttp_])
 @pytest.mark.parametrize("axes", [2, 3])
 def test_folded_layers_run_under_onnx(apply_: type, axes: int, tmp_path: Path) -> None:
