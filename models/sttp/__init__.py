@@ -1,1 +1,1 @@
-"""Spectral tensor trains (Obukhov et al., ICML 2021): weights as frames and singular values. See PAPER.md."""
+"""Spectral tensor trains (Obukhov et al., AISTATS 2021): weights of known singular values. See PAPER.md."""

@@ -6,7 +6,7 @@ T^{-1} = striu(V^T V) + diag(|h_i|^2 / 2) (Schreiber & Van Loan, SIAM J. Sci. St
 et al., ACM TOMS 32, 2006): one Gram product, one triangular solve and one product for any number of frames.
 
 A reduced frame, St_U(d, r), has zeros in rows 2 to r of the vectors as well: the leading block of Q is then
-upper triangular (Obukhov et al., arXiv:2103.04217, section 4). Packed, a frame is its vectors' free entries
+upper triangular (Obukhov et al., arXiv:2103.04217). Packed, a frame is its vectors' free entries
 only: the triangle row by row, which a reduced frame has not, then the (d - r) x r block below.
 """
 

@@ -24,7 +24,7 @@ from models.sttp.weights import WeightShape
 STARTS = ("weight", "identity")
 
 NEAR = 1e-4
-"""How far from the identity's frames those of a fresh start are (alpha of QR(I + alpha N), section 5.1)."""
+"""How far from the identity's frames those of a fresh start are (alpha of QR(I + alpha N))."""
 
 
 class Spectral(nn.Module):

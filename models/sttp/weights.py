@@ -1,4 +1,4 @@
-"""Weights of layers as matrices of outputs by inputs, one for each group (Obukhov et al., section 3)."""
+"""Weights of layers as matrices of outputs by inputs, one for each group."""
 
 from __future__ import annotations
 
