@@ -35,6 +35,8 @@ BENCHMARKS = {
     "putt_restore": "noise and gaps in cubes of real scans: trains, descents, and what needs no train",
     "putt_scale": "compressing 256^3 to 1024^3, streamed: speed, memory, one tile, an overview",
     "putt_tiles": "tiles of real scans as trains of integers: bytes over lzma, ms to code and to read one",
+    "sttp_counts": "parameters of STTP and SVDP networks against the official counts, to the unit",
+    "sttp_speed": "orthonormal frames against torch's product of reflections; a layer's step against dense",
     "results": "docs/results.md and its figures, from what other benchmarks wrote under docs/results",
 }
 
