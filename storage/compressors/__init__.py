@@ -10,6 +10,7 @@
     ranking   who compresses best for a goal, and who may
     report    ratio, PSNR, SSIM and largest error of what was decoded
     putt      blocks of integer trains
+    wavelet   blocks of wavelet coefficients
     factors   blocks as trains or Tucker tensors of float32
     zfp       with a bound
     slices    JPEG 2000 and JPEG XL, with and without loss
@@ -34,6 +35,7 @@ from storage.compressors.putt import Putt
 from storage.compressors.report import Report, reported
 from storage.compressors.slices import Jpeg2000, Jpeg2000Lossless, JpegXl, JpegXlLossless
 from storage.compressors.temporal import SPATIAL, Temporal
+from storage.compressors.wavelet import Wavelet
 from storage.compressors.zfp import Zfp
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
 
 _ALL: tuple[Compressor, ...] = (
     Putt(),
+    Wavelet(),
     TtSvd(),
     Tucker(),
     Zfp(),

@@ -35,6 +35,7 @@ SHAPE = (21, 40, 33)
 CODECS: dict[str, ChunkCodec] = {
     "putt": PuttCodec(20.0),
     "zfp": FramedCodec("zfp", {"tolerance": 4.0}),
+    "wavelet": FramedCodec("wavelet", {"step": 20.0}),
     "jpeg2000": FramedCodec("jpeg2000", {"quality": 60.0}),
     "tucker": FramedCodec("tucker", {"tolerance": 6.0}),
     "blosc": FramedCodec("blosc"),

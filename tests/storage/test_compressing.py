@@ -92,7 +92,8 @@ class Told:
 
 
 FAR = dict.fromkeys(
-    ["tucker", "jpeg2000", "jpegxl", "blosc", "zstd", "jpeg2000_lossless", "jpegxl_lossless"], (900.0, 1.0)
+    ["wavelet", "tucker", "jpeg2000", "jpegxl", "blosc", "zstd", "jpeg2000_lossless", "jpegxl_lossless"],
+    (900.0, 1.0),
 )
 
 

@@ -65,7 +65,9 @@ def copied(source: Volume) -> Callable[[int | None, Box], Array]:
         ((9, 8, 7), np.uint16),
     ],
 )
-@pytest.mark.parametrize("coding", [PLAIN, putt(4.0), framed("zstd", {}, lossless=True)])
+@pytest.mark.parametrize(
+    "coding", [PLAIN, putt(4.0), framed("wavelet", {"step": 4.0}), framed("zstd", {}, lossless=True)]
+)
 def test_voxels_geometry_and_facts(
     tmp_path: Path, shape: tuple[int, ...], dtype: Any, coding: Coding
 ) -> None:

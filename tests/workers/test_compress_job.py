@@ -245,6 +245,17 @@ def test_a_peer_by_name(clinic: School, ct: str) -> None:
     assert 45 <= result["psnr"] <= 46
 
 
+def test_wavelets_meet_a_target_and_are_chosen_where_they_are_best(clinic: School, ct: str) -> None:
+    result = result_of(clinic.run("compress", {"psnr": 42, "compressor": "wavelet"}, ct))
+    assert (result["compressor"], list(result["setting"])) == ("wavelet", ["step"])
+    values, told = (opened(clinic, name).array(0)[...] for name in (ct, result["volume_id"]))
+    assert 42 <= result["psnr"] == pytest.approx(reported(values, told, result["coded_bytes"]).psnr)
+    assert result["psnr"] <= 43
+    chosen = result_of(clinic.run("compress", {"psnr": 42, "compressor": "auto"}, ct))
+    assert chosen["compressor"] == "wavelet"
+    assert chosen["coded_bytes"] == pytest.approx(result["coded_bytes"], rel=0.02)
+
+
 # What cannot be had
 
 
