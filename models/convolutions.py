@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -132,20 +133,33 @@ class Geometry:
         """
         if not self.kernel:
             return functional.linear(x, kernel, bias)
-        done = self.axes if axes is None else axes
-        stride = [self.stride[axis] if axis in done else 1 for axis in self.axes]
-        dilation = [self.dilation[axis] if axis in done else 1 for axis in self.axes]
-        pads = [self.padding[axis] if axis in done else (0, 0) for axis in self.axes]
+        pads, settings = self._whole if axes is None else self._settings(axes)
         if self.transposed:
-            extra = [self.output_padding[axis] if axis in done else 0 for axis in self.axes]
-            weight, cut = exchanged(kernel, self.groups), [before for before, _ in pads]
-            return CONVOLVE_TRANSPOSED[len(self.kernel)](
-                x, weight, bias, stride, cut, extra, self.groups, dilation
+            return CONVOLVE_TRANSPOSED[len(self.kernel)](x, exchanged(kernel, self.groups), bias, *settings)
+        if pads:
+            x = functional.pad(
+                x, pads, mode="constant" if self.padding_mode == "zeros" else self.padding_mode
             )
-        inside = [before for before, _ in pads]
-        if self.padding_mode != "zeros" or any(before != after for before, after in pads):
-            x, inside = _padded(x, pads, self.padding_mode), [0] * len(pads)
-        return CONVOLVE[len(self.kernel)](x, kernel, bias, stride, inside, dilation, self.groups)
+        return CONVOLVE[len(self.kernel)](x, kernel, bias, *settings)
+
+    @cached_property
+    def _whole(self) -> tuple[list[int], tuple[Any, ...]]:
+        return self._settings(self.axes)
+
+    def _settings(self, done: Sequence[int]) -> tuple[list[int], tuple[Any, ...]]:
+        """Along some axes: what `pad` adds, the last axis first, and PyTorch's arguments after the bias."""
+        stride = tuple(self.stride[axis] if axis in done else 1 for axis in self.axes)
+        dilation = tuple(self.dilation[axis] if axis in done else 1 for axis in self.axes)
+        pads = [self.padding[axis] if axis in done else (0, 0) for axis in self.axes]
+        inside = tuple(before for before, _ in pads)
+        if self.transposed:
+            extra = tuple(self.output_padding[axis] if axis in done else 0 for axis in self.axes)
+            return [], (stride, inside, extra, self.groups, dilation)
+        even = self.padding_mode == "zeros" and all(before == after for before, after in pads)
+        if even or not any(map(any, pads)):
+            return [], (stride, inside, dilation, self.groups)
+        outside = [size for pair in reversed(pads) for size in pair]
+        return outside, (stride, tuple(0 for _ in pads), dilation, self.groups)
 
     def _along(self, axis: int, size: int) -> int:
         reach = self.dilation[axis] * (self.kernel[axis] - 1)
@@ -252,9 +266,3 @@ def _plain_padding(geometry: Geometry) -> Sizes | str:
     if any(before != after for before, after in geometry.padding):
         return "same"
     return tuple(before for before, _ in geometry.padding)
-
-
-def _padded(x: Tensor, pads: Sequence[tuple[int, int]], mode: str) -> Tensor:
-    """Padded by the mode; `pad` takes the last axis first."""
-    flat = [size for pair in reversed(pads) for size in pair]
-    return functional.pad(x, flat, mode="constant" if mode == "zeros" else mode)

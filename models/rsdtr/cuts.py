@@ -8,6 +8,9 @@ positive.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -46,17 +49,25 @@ def gram(matrices: Matrices) -> Matrices:
     return matrices @ matrices.mT if wide else matrices.mT @ matrices
 
 
-def tails(energies: Float64[Tensor, "g k"]) -> list[float]:
-    """Of eigenvalues that rise: [r] is the energy left out by the r largest, over the whole batch."""
-    rising = energies.clamp(min=0).sum(0).cumsum(0)
-    return [*rising.flip(0).tolist(), 0.0]
+@dataclass(frozen=True)
+class Tails:
+    """What each rank leaves out at best: `rising[k]` is the energy of the k + 1 smallest."""
 
+    rising: list[float]
 
-def smallest_rank(left_out: list[float], allowed: float) -> int:
-    """The smallest rank that leaves at most `allowed` out; 1 at least."""
-    return next(
-        rank for rank in range(1, len(left_out)) if left_out[rank] <= allowed or rank == len(left_out) - 1
-    )
+    @classmethod
+    def of(cls, matrices: Matrices) -> Tails:
+        """Of a batch of matrices at one common rank, by the eigenvalues of their Gram matrices."""
+        energies = torch.linalg.eigvalsh(gram(matrices))
+        return cls(energies.clamp(min=0).sum(0).cumsum(0).tolist())
+
+    def rank(self, allowed: float) -> int:
+        """The smallest rank that leaves at most `allowed` out; 1 at least."""
+        return max(1, len(self.rising) - bisect_right(self.rising, allowed))
+
+    def left_out(self, rank: int) -> float:
+        """The energy beyond a rank."""
+        return self.rising[len(self.rising) - rank - 1] if rank < len(self.rising) else 0.0
 
 
 def cut(matrices: Matrices, rank: int) -> tuple[Matrices, Matrices]:
@@ -65,3 +76,13 @@ def cut(matrices: Matrices, rank: int) -> tuple[Matrices, Matrices]:
     wide = matrices.shape[1] <= matrices.shape[2]
     basis, _ = signed(vectors if wide else torch.linalg.qr(matrices @ vectors)[0])
     return basis, basis.mT @ matrices
+
+
+def remainder(matrices: Matrices, rank: int) -> Matrices:
+    """U^T A of such a cut up to a rotation of its rows, for less: who only counts ranks needs no more."""
+    energies, vectors = torch.linalg.eigh(gram(matrices))
+    leading: Tensor = vectors[..., -rank:]
+    if matrices.shape[1] <= matrices.shape[2]:
+        return leading.mT @ matrices
+    weights: Tensor = energies[:, -rank:, None].clamp(min=0).sqrt()
+    return weights * leading.mT

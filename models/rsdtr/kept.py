@@ -9,36 +9,39 @@ from torch import Tensor
 
 
 class KeptKernel:
-    """The last kernel, and what tells that its factors have changed: their versions and where they lie.
+    """The last kernel, and what tells that its factors have changed: which they are, and their versions.
 
-    What is written past autograd's versions (`parameter.data`) is seen once the layer has been in training.
-    Copies and pickles begin empty.
+    What is written past autograd's versions (`parameter.data`) is not seen before `forget`. Copies and
+    pickles begin empty.
     """
 
     def __init__(self) -> None:
-        self._mark: tuple[object, ...] = ()
+        self._factors: Sequence[Tensor] = ()
+        self._mark: list[int] = []
         self._kernel: Tensor | None = None
 
-    def of(self, factors: Sequence[Tensor], make: Callable[[], Tensor], *, keep: bool) -> Tensor:
-        """The kernel: made anew where it may be learnt, is traced, or shall not be kept."""
-        if not keep or _passing(factors):
-            self._mark, self._kernel = (), None
+    def of(self, factors: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor:
+        """The kernel: made anew where it may be learnt, is cast or traced, and where a factor has changed."""
+        if _passing(factors):
             return make()
-        mark = (
-            torch.is_inference_mode_enabled(),
-            *((id(f), f._version, f.data_ptr(), f.dtype, f.device) for f in factors),
-        )
+        mark = [torch.is_inference_mode_enabled(), *map(id, factors), *[f._version for f in factors]]
         if self._kernel is None or mark != self._mark:
-            self._mark, self._kernel = mark, make().detach()
+            self._factors, self._mark, self._kernel = factors, mark, make().detach().contiguous()
         return self._kernel
 
+    def forget(self) -> None:
+        """Make the next kernel anew."""
+        self._factors, self._mark, self._kernel = (), [], None
+
     def __getstate__(self) -> dict[str, object]:
-        return {"_mark": (), "_kernel": None}
+        return {"_factors": (), "_mark": [], "_kernel": None}
 
 
 def _passing(factors: Sequence[Tensor]) -> bool:
     """Whether this kernel is of this call only."""
-    learnt = torch.is_grad_enabled() and any(factor.requires_grad for factor in factors)
-    cast = torch.is_autocast_enabled(factors[0].device.type)
-    inference = any(factor.is_inference() for factor in factors)
-    return learnt or cast or inference or torch.compiler.is_compiling()
+    if torch.is_grad_enabled() and any(factor.requires_grad for factor in factors):
+        return True
+    first = factors[0]
+    return (
+        torch.is_autocast_enabled(first.device.type) or first.is_inference() or torch.compiler.is_compiling()
+    )

@@ -13,7 +13,9 @@ ring each has the shape (groups, left, n, right).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -94,10 +96,20 @@ class FactorisedLayer(nn.Module, ABC):
         """What the dense layer gives, by the plan."""
         if self.geometry.kernel and x.ndim == len(self.geometry.kernel) + 1:
             return self(x[None])[0]  # type: ignore[no-any-return]
-        if self.plan == REBUILD:
-            kernel = self._kept.of(self._factors(), self.kernel, keep=not self.training)
-            return self.geometry.convolved(x, kernel, self.bias)
-        return self.stepwise(x, self.plan)
+        if self._plan != REBUILD:
+            return self.stepwise(x, self._plan)
+        kernel = self.kernel() if self.training else self._kept.of(self._factors(), self.kernel)
+        return self.geometry.convolved(x, kernel, self.bias)
+
+    def train(self, mode: bool = True) -> Self:
+        """See nn.Module; the next kernel is made anew."""
+        self._kept.forget()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """See nn.Module: what moves the factors or casts them."""
+        self._kept.forget()
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
 
     def extra_repr(self) -> str:
         """The geometry and the plan."""
@@ -121,8 +133,9 @@ class RingConv(FactorisedLayer):
         if not {(OUT,), (IN,)} < set(shape.modes):
             raise InvalidShape(f"a ring of modes {shape.modes} has no core of its own for inputs and outputs")
         self.shape = shape
-        for mode, core in zip(shape.modes, ring.cores, strict=True):
-            self.register_parameter(_name(mode), nn.Parameter(core.detach().clone()))
+        self._names = tuple(_name(mode) for mode in shape.modes)
+        for name, core in zip(self._names, ring.cores, strict=True):
+            self.register_parameter(name, nn.Parameter(core.detach().clone()))
         self._steps = {
             plan: best_steps(geometry, shape, nominal(geometry), merged=plan == MERGED)[0]
             for plan in (MERGED, SEPARABLE)
@@ -163,22 +176,17 @@ class RingConv(FactorisedLayer):
         return self.geometry.convolved(closed, self._closing(middle[-1].right), self.bias, axes=())
 
     def _factors(self) -> list[Tensor]:
-        return [self._core(mode) for mode in self.shape.modes]
-
-    def _core(self, mode: Mode) -> Core:
-        core = getattr(self, _name(mode))
-        assert isinstance(core, Tensor)
-        return core
+        return [getattr(self, name) for name in self._names]
 
     def _opening(self, right: bool) -> Float[Tensor, "o i *k"]:
         """The inputs' core: to (groups, idle, active) channels."""
-        core = self._core((IN,))
+        core: Core = getattr(self, _name((IN,)))
         turned = core.permute(0, 1, 3, 2) if right else core.permute(0, 3, 1, 2)
         return self._pointwise(turned.flatten(0, 2))
 
     def _closing(self, right: bool) -> Float[Tensor, "o i *k"]:
         """The outputs' core: from (idle, active) channels. Its left bond is the others' right one."""
-        core = self._core((OUT,))
+        core: Core = getattr(self, _name((OUT,)))
         turned = core.permute(0, 2, 3, 1) if right else core.permute(0, 2, 1, 3)
         return self._pointwise(turned.flatten(2).flatten(0, 1))
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from models.errors import InvalidConfig
 from models.rsdtr.layers import REBUILD, FactorisedLayer
 
-GAIN = 0.95
+GAIN = 0.9
 """Of the time of `rebuild` that another plan may take to be preferred: less is the clock's noise."""
 
 
@@ -27,13 +28,14 @@ class PlanChoice:
 
 
 def choose_plan_(
-    layer: FactorisedLayer, x: Tensor, *, max_activation: float = 1.0, repeats: int = 5
+    layer: FactorisedLayer, x: Tensor, *, max_activation: float = 1.0, repeats: int = 9
 ) -> PlanChoice:
     """Set the layer's plan to the fastest in evaluation for inputs like `x` (n, c, *spatial).
 
     Plans that read and write more numbers at a step than `max_activation` times the dense layer's are left
-    out; `rebuild`, which is the dense layer, never is. Times are the least of `repeats`, in turns. Raises
-    InvalidConfig for a limit below 1, InvalidShape as `Geometry.output_shape`.
+    out; `rebuild`, which is the dense layer, never is. Times are the medians of `repeats`, in turns; of a
+    single thread they are the processor's. Raises InvalidConfig for a limit below 1, InvalidShape as
+    `Geometry.output_shape`.
     """
     if not max_activation >= 1:
         raise InvalidConfig("max_activation", max_activation, "at least 1: the dense layer's own")
@@ -41,29 +43,30 @@ def choose_plan_(
     limit = max_activation * layer.geometry.activation(spatial)
     needs = {plan: layer.cost(spatial, plan).activation for plan in layer.plans}
     timed = [plan for plan in layer.plans if plan == REBUILD or needs[plan] <= limit]
-    seconds = _least_seconds(layer, x, timed, repeats) if len(timed) > 1 else {}
+    seconds = _medians(layer, x, timed, repeats) if len(timed) > 1 else {}
     layer.plan = min(timed, key=lambda plan: seconds.get(plan, 0.0) * (GAIN if plan == REBUILD else 1))
     return PlanChoice(layer.plan, seconds, {plan: needs[plan] for plan in layer.plans if plan not in timed})
 
 
-def _least_seconds(layer: FactorisedLayer, x: Tensor, plans: list[str], repeats: int) -> dict[str, float]:
+def _medians(layer: FactorisedLayer, x: Tensor, plans: list[str], repeats: int) -> dict[str, float]:
     """The first, unmeasured round makes what is kept."""
-    seconds = dict.fromkeys(plans, float("inf"))
+    seconds: dict[str, list[float]] = {plan: [] for plan in plans}
     with _evaluating(layer), torch.no_grad():
-        for turn in range(repeats + 1):
+        for _ in range(repeats + 1):
             for plan in plans:
                 layer.plan = plan
-                taken = _seconds(layer, x)
-                seconds[plan] = min(seconds[plan], taken) if turn else seconds[plan]
-    return seconds
+                seconds[plan].append(_seconds(layer, x))
+    return {plan: median(taken[1:]) for plan, taken in seconds.items()}
 
 
 def _seconds(layer: FactorisedLayer, x: Tensor) -> float:
-    start = time.perf_counter()
+    alone = x.device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.thread_time if alone else time.perf_counter
+    start = clock()
     layer(x)
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 @contextmanager

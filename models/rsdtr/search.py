@@ -5,21 +5,21 @@ tolerances): of the squared error still allowed, each of the remaining cuts may 
 it leaves unused goes to the next ones. The errors of orthogonal projections add up: the whole never exceeds
 what eps allows.
 
-A path is given up as soon as it cannot beat what is known: between two bonds i and j of a ring, the arrays
-unfolded by the modes in between need a rank rho within the whole budget, hence r_i r_j >= rho.
+A path is given up as soon as it cannot beat what is known: after any cut, the arrays unfolded by the modes
+between two bonds i and j have at most the rank r_i r_j, and at least the one that their spectrum asks for
+within the error that this many cuts may have made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import permutations
+from itertools import pairwise, permutations
 from math import prod
 
-import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from models.rsdtr.cuts import cut, divisors, gram, smallest_rank, tails
+from models.rsdtr.cuts import Tails, cut, divisors, remainder
 from models.rsdtr.ring import Mode, RingShape, TensorRing, lengths
 from models.rsdtr.spectra import Spectra
 
@@ -55,6 +55,7 @@ class _Grouping:
         self.search_, self.spectra = search, spectra
         self.modes, self.sizes = modes, lengths(spectra.sizes, modes)
         self.cuts = len(modes) - 1
+        self._tails: dict[Ranks, Tails] = {}
 
     def search(self) -> None:
         """All first modes and divisors, the most promising first."""
@@ -65,11 +66,12 @@ class _Grouping:
 
     def _roots(self) -> Iterator[tuple[int, int, Ranks, float]]:
         for first, mode in enumerate(self.modes):
-            left_out = self.spectra.left_out(mode)
-            rank = smallest_rank(left_out, self.spectra.allowed / self.cuts)
+            tails = self.spectra.tails(mode)
+            rank = tails.rank(self.spectra.allowed / self.cuts)
+            used = tails.left_out(rank)
             for start in divisors(rank):
                 ranks = (start, rank // start)
-                yield self._bound((first,), ranks), first, ranks, left_out[rank]
+                yield self._bound((first,), ranks, used), first, ranks, used
 
     def _first_rest(self, first: int, ranks: Ranks) -> Rest:
         """Sigma V^T of the first cut, its rank split: (g, r_1, *other modes, r_0)."""
@@ -85,7 +87,7 @@ class _Grouping:
     def _expand(self, order: Ranks, ranks: Ranks, rest: Rest, used: float) -> None:
         """Try each remaining mode next. The axes of `rest` are the remaining modes, in their own order."""
         remaining = [k for k in range(len(self.modes)) if k not in order]
-        choices = sorted((self._bound((*order, mode), ranks), mode) for mode in remaining)
+        choices = sorted((self._bound((*order, mode), ranks, used), mode) for mode in remaining)
         for bound, mode in choices:
             if bound >= self.search_.limit:
                 break
@@ -93,46 +95,50 @@ class _Grouping:
 
     def _cut(self, order: Ranks, ranks: Ranks, matrices: Float64[Tensor, "g m n"], used: float) -> None:
         """Cut the last mode of `order` off, and go on where the bound allows it."""
-        left_out = tails(torch.linalg.eigvalsh(gram(matrices)))
-        share = (self.spectra.allowed - used) / (self.cuts - len(order) + 1)
-        rank = smallest_rank(left_out, share)
-        after = (*ranks, rank)
+        tails = Tails.of(matrices)
+        rank = tails.rank((self.spectra.allowed - used) / (self.cuts - len(order) + 1))
+        after, used = (*ranks, rank), used + tails.left_out(rank)
         if len(order) == self.cuts:
             (last,) = set(range(len(self.modes))) - set(order)
-            self.search_.offer(self._shape((*order, last), after))
-        elif self._bound(order, after) < self.search_.limit:
-            remaining = [k for k in range(len(self.modes)) if k not in order]
-            _, rest = cut(matrices, rank)
-            sizes = (self.sizes[k] for k in remaining)
-            self._expand(order, after, rest.reshape(len(rest), rank, *sizes, ranks[0]), used + left_out[rank])
+            self._offer((*order, last), after)
+        elif self._bound(order, after, used) < self.search_.limit:
+            sizes = (self.sizes[k] for k in range(len(self.modes)) if k not in order)
+            rest = remainder(matrices, rank)
+            self._expand(order, after, rest.reshape(len(rest), rank, *sizes, ranks[0]), used)
 
-    def _shape(self, order: Ranks, ranks: Ranks) -> RingShape:
-        return RingShape(self.spectra.sizes, tuple(self.modes[k] for k in order), ranks)
+    def _offer(self, order: Ranks, ranks: Ranks) -> None:
+        bonds = pairwise((*ranks, ranks[0]))
+        storage = sum(self.sizes[k] * left * right for k, (left, right) in zip(order, bonds, strict=True))
+        if storage < self.search_.limit:
+            modes = tuple(self.modes[k] for k in order)
+            self.search_.offer(RingShape(self.spectra.sizes, modes, ranks))
 
-    def _bound(self, prefix: Ranks, ranks: Ranks) -> int:
+    def _bound(self, prefix: Ranks, ranks: Ranks, used: float) -> int:
         """No ring that begins like this has less storage."""
         others = [k for k in range(len(self.modes)) if k not in prefix]
-        return min(self._bound_of((*prefix, *rest), ranks) for rest in permutations(others))
+        return min(self._bound_of((*prefix, *rest), ranks, used) for rest in permutations(others))
 
-    def _bound_of(self, order: Ranks, ranks: Ranks) -> int:
-        d = len(order)
-        least = list(ranks)
-        for bond in range(len(ranks), d):
-            needed = (-(-self._needed(order[i:bond]) // rank) for i, rank in enumerate(ranks))
-            least.append(max(needed))
-        least.append(ranks[0])
-        return sum(
-            self.sizes[mode]
-            * (
-                least[k] * least[k + 1]
-                if k + 1 < len(ranks)
-                else max(least[k] * least[k + 1], self._needed((mode,)))
-            )
-            for k, mode in enumerate(order)
-        )
+    def _bound_of(self, order: Ranks, ranks: Ranks, used: float) -> int:
+        """Bonds of `order` in turn: the known `ranks`, and the least that those after them can be."""
+        done, least = len(ranks) - 1, list(ranks)
+        share = (self.spectra.allowed - used) / max(1, self.cuts - done)
+        storage = sum(self.sizes[order[k]] * ranks[k] * ranks[k + 1] for k in range(done))
+        for bond in range(done + 1, len(order) + 1):
+            budget = used + share * (min(bond, self.cuts) - done)
+            if bond < len(order):
+                needed = (-(-self._needed(order[i:bond], budget) // rank) for i, rank in enumerate(ranks))
+                least.append(max(needed))
+            else:
+                least.append(ranks[0])
+            core = max(least[bond - 1] * least[bond], self._needed(order[bond - 1 : bond], budget))
+            storage += self.sizes[order[bond - 1]] * core
+        return storage
 
-    def _needed(self, modes: Ranks) -> int:
-        return self.spectra.rank(axis for mode in modes for axis in self.modes[mode])
+    def _needed(self, modes: Ranks, budget: float) -> int:
+        """The rank of these modes against the others for a squared error of `budget`."""
+        if modes not in self._tails:
+            self._tails[modes] = self.spectra.tails(axis for mode in modes for axis in self.modes[mode])
+        return self._tails[modes].rank(budget)
 
 
 def ring_of(spectra: Spectra, shape: RingShape) -> TensorRing:

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import prod
 
-import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from models.rsdtr.cuts import ROUNDING, cut, gram, smallest_rank, tails
+from models.rsdtr.cuts import ROUNDING, Tails, cut
 
 Arrays = Float64[Tensor, "g *sizes"]
 
@@ -27,8 +26,7 @@ class Spectra:
         self.sizes = tuple(arrays.shape[1:])
         self.norm2 = float(arrays.square().sum())
         self.allowed = max(0.0, (eps**2 - ROUNDING) * self.norm2)
-        self._tails: dict[frozenset[int], list[float]] = {}
-        self._ranks: dict[frozenset[int], int] = {}
+        self._tails: dict[frozenset[int], Tails] = {}
         self._cuts: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def unfolded(self, axes: Iterable[int]) -> Float64[Tensor, "g m n"]:
@@ -38,19 +36,16 @@ class Spectra:
         turned = self.arrays.permute(0, *(1 + axis for axis in (*rows, *others)))
         return turned.reshape(len(self.arrays), prod(self.sizes[axis] for axis in rows), -1)
 
-    def left_out(self, axes: Iterable[int]) -> list[float]:
-        """[r]: the squared error of the best rank r of the axes against the others."""
+    def tails(self, axes: Iterable[int]) -> Tails:
+        """What the best approximations of the axes against the others leave out."""
         key = self._key(axes)
         if key not in self._tails:
-            self._tails[key] = tails(torch.linalg.eigvalsh(gram(self.unfolded(sorted(key)))))
+            self._tails[key] = Tails.of(self.unfolded(sorted(key)))
         return self._tails[key]
 
     def rank(self, axes: Iterable[int]) -> int:
         """The smallest rank within the whole budget."""
-        key = self._key(axes)
-        if key not in self._ranks:
-            self._ranks[key] = smallest_rank(self.left_out(key), self.allowed)
-        return self._ranks[key]
+        return self.tails(axes).rank(self.allowed)
 
     def cut(self, mode: tuple[int, ...], rank: int) -> tuple[Tensor, Tensor]:
         """The truncated factors of a mode against the others: (g, n, rank), (g, rank, rest)."""
