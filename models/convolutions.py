@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -133,7 +132,7 @@ class Geometry:
         """
         if not self.kernel:
             return functional.linear(x, kernel, bias)
-        pads, settings = self._whole if axes is None else self._settings(axes)
+        pads, settings = self._settings(self.axes if axes is None else axes)
         if self.transposed:
             return CONVOLVE_TRANSPOSED[len(self.kernel)](x, exchanged(kernel, self.groups), bias, *settings)
         if pads:
@@ -141,10 +140,6 @@ class Geometry:
                 x, pads, mode="constant" if self.padding_mode == "zeros" else self.padding_mode
             )
         return CONVOLVE[len(self.kernel)](x, kernel, bias, *settings)
-
-    @cached_property
-    def _whole(self) -> tuple[list[int], tuple[Any, ...]]:
-        return self._settings(self.axes)
 
     def _settings(self, done: Sequence[int]) -> tuple[list[int], tuple[Any, ...]]:
         """Along some axes: what `pad` adds, the last axis first, and PyTorch's arguments after the bias."""

@@ -39,9 +39,8 @@ class KeptKernel:
 
 def _passing(factors: Sequence[Tensor]) -> bool:
     """Whether this kernel is of this call only."""
+    if torch.compiler.is_compiling():
+        return True
     if torch.is_grad_enabled() and any(factor.requires_grad for factor in factors):
         return True
-    first = factors[0]
-    return (
-        torch.is_autocast_enabled(first.device.type) or first.is_inference() or torch.compiler.is_compiling()
-    )
+    return torch.is_autocast_enabled(factors[0].device.type) or factors[0].is_inference()

@@ -133,6 +133,7 @@ class RingConv(FactorisedLayer):
         if not {(OUT,), (IN,)} < set(shape.modes):
             raise InvalidShape(f"a ring of modes {shape.modes} has no core of its own for inputs and outputs")
         self.shape = shape
+        self._closed_at = shape.smallest_pair
         self._names = tuple(_name(mode) for mode in shape.modes)
         for name, core in zip(self._names, ring.cores, strict=True):
             self.register_parameter(name, nn.Parameter(core.detach().clone()))
@@ -153,7 +154,7 @@ class RingConv(FactorisedLayer):
 
     def kernel(self) -> Float[Tensor, "o i *k"]:
         """See `FactorisedLayer`."""
-        return contracted(self.shape, self._factors()).flatten(0, 1)
+        return contracted(self.shape, self._factors(), self._closed_at).flatten(0, 1)
 
     def steps(self, plan: str) -> tuple[Step, ...]:
         """See `FactorisedLayer`."""

@@ -58,6 +58,13 @@ class RingShape:
         """Numbers of all cores, of one array: sum r_k n_k r_{k+1}."""
         return sum(left * n * right for n, (left, right) in zip(self.lengths, self.bonds, strict=True))
 
+    @property
+    def smallest_pair(self) -> tuple[int, int]:
+        """The two bonds of least product: where two arcs of the ring are best closed."""
+        pairs = combinations(range(len(self.ranks)), 2)
+        _, first, second = min((self.ranks[i] * self.ranks[j], i, j) for i, j in pairs)
+        return first, second
+
     def of_mode(self, axis: int) -> int:
         """The core that holds an axis."""
         return next(k for k, mode in enumerate(self.modes) if axis in mode)
@@ -90,7 +97,7 @@ class TensorRing:
 
     def full(self) -> Arrays:
         """The arrays themselves."""
-        return contracted(self.shape, self.cores)
+        return contracted(self.shape, self.cores, self.shape.smallest_pair)
 
     def relative_error(self, arrays: Arrays) -> float:
         """||W - W^|| / ||W|| over all arrays of the batch, Frobenius; 0 for a zero met exactly."""
@@ -112,11 +119,10 @@ def lengths(sizes: Sizes, modes: Sequence[Mode]) -> Sizes:
     return tuple(prod(sizes[axis] for axis in mode) for mode in modes)
 
 
-def contracted(shape: RingShape, cores: Sequence[Core]) -> Arrays:
-    """The arrays of a ring, differentiably: two arcs, closed where the pair of bonds is smallest."""
-    d = len(cores)
-    first, second = min(combinations(range(d), 2), key=lambda cut: shape.ranks[cut[0]] * shape.ranks[cut[1]])
-    inner = range(first, second)
+def contracted(shape: RingShape, cores: Sequence[Core], pair: tuple[int, int]) -> Arrays:
+    """The arrays of a ring, differentiably: two arcs of it, closed at a pair of bonds (i, j), i < j."""
+    d, (first, second) = len(cores), pair
+    inner = list(range(first, second))
     outer = [k % d for k in range(second, first + d)]
     near, far = (arc([cores[k] for k in part]) for part in (inner, outer))
     closed = near.transpose(1, 2).flatten(2) @ far.permute(0, 3, 1, 2).flatten(1, 2)

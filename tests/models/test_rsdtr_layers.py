@@ -248,6 +248,10 @@ def test_copies_pickles_and_moves_give_the_same() -> None:
         for again in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
             assert again._kept._kernel is None
             assert torch.equal(again(x), wanted)
+        assert made._kept._kernel is not None
+        made.to(torch.float32).to(torch.float64)
+        assert made._kept._kernel is None
+        assert 0 < relative(made(x), wanted) < 1e-5
         assert made.to(torch.float32)(x.float()).dtype == torch.float32
         assert relative(made(x.float()).double(), wanted) < 1e-5
 
@@ -268,6 +272,16 @@ def test_a_factorised_layer_can_be_exported(plan: str) -> None:
     x = input_of(made.geometry)
     exported = torch.export.export(made, (x,)).module()
     assert relative(exported(x), made(x)) <= 1e-12
+
+
+@pytest.mark.parametrize("plan", ["rebuild", "separable"])
+def test_a_factorised_layer_compiles_without_a_break(plan: str) -> None:
+    made = ring_layer().eval()
+    made.plan = plan
+    x = input_of(made.geometry)
+    with torch.no_grad():
+        compiled = torch.compile(made, backend="eager", fullgraph=True)
+        assert relative(compiled(x), made(x)) <= 1e-12
 
 
 def slow_rebuild(layer: FactorisedLayer, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
