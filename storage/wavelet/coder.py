@@ -6,11 +6,12 @@ probabilities (`tables`): none is learnt from the block. The integers of a phase
 
 Integers that are expected to be 8 and more leave their lowest bits out of it; those, and signs, stand
 plainly. What is beyond a table by r - 1 is told as the number of bits of r after its leading one, and these
-plainly. What is coarsest has one expectation for all, and a level of nothing but zeros is left out.
+plainly. What is coarsest passes first, as differences along the first axis, with one expectation for all. A
+level of nothing but zeros is left out.
 
-    varint    number of bytes of what is told of levels, and these: the coarsest coefficients' mean magnitude
-              as the place of its logarithm, 4 to the octave; of each level whether it has any but zeros, and
-              of the coarsest one, if so, its mean magnitude, 255 at most
+    varint    number of bytes of what is told of levels, and these: the mean magnitude of the differences as
+              the place of its logarithm, 4 to the octave, from 2^-10 on; of each level whether it has any but
+              zeros, and of the coarsest one, if so, its mean magnitude, 255 at most
     varint    number of bytes of the range coder's words, and these, 32 bits each, little-endian
     rest      plain bits, the first bit of a byte its highest
 """
@@ -87,9 +88,12 @@ def _passed(port: Port, shape: Shape, splits: Sequence[Split], known: Int32 | No
 
 
 def _coarsest(port: Port, corner: Int32, is_known: bool) -> Int32:
-    place = port.told(_place(float(np.abs(corner).mean())) if is_known else None)
+    """What is coarsest, by its differences along the first axis."""
+    known = np.diff(corner, axis=0, prepend=np.zeros_like(corner[:1])) if is_known else None
+    place = port.told(None if known is None else _place(float(np.abs(known).mean())))
     mean = max(1.0, round(2.0 ** (FRACTION - ZERO_OCTAVE + place / QUARTERS)))
-    return port.integers(np.full(corner.shape, mean, np.float32), corner if is_known else None, None)
+    differences = port.integers(np.full(corner.shape, mean, np.float32), known, None)
+    return np.cumsum(differences, axis=0, dtype=np.int32)
 
 
 def _place(mean: float) -> int:
@@ -104,10 +108,11 @@ def _level(
     stack = level.taken(coefficients) if is_known else level.empty()
     is_there = port.told(int(stack.any()) if is_known else None)
     if before is None:
-        mean = (
-            port.told(min(255, round(float(np.abs(stack).mean()))) if is_known else None) if is_there else 0
-        )
-    expected = Expected(level, of_the_coarsest(level, mean) if before is None else before.known())
+        mean = min(255, round(float(np.abs(stack).mean()))) if is_known else None
+        coarser = of_the_coarsest(level, port.told(mean) if is_there else 0)
+    else:
+        coarser = before.known()
+    expected = Expected(level, coarser)
     if is_there:
         for number in ORDER:
             inside = None if level.inside is None else phase(level.inside, number)
