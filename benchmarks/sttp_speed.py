@@ -87,8 +87,8 @@ def householder_product(vectors: Tensor) -> Tensor:
 
 
 def back(made: Tensor, toward: Tensor, entries: Tensor) -> None:
-    """The gradient by the entries."""
-    torch.autograd.grad((made * toward).sum(), entries)
+    """The gradient by the entries of a loss whose gradient by the frames is `toward`."""
+    torch.autograd.grad(made, entries, toward)
 
 
 def layer_times() -> dict[str, float]:

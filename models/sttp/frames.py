@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -127,41 +129,99 @@ def _padded_work(shapes: Sequence[Frame]) -> float:
 def _together(parts: Sequence[Tensor], shapes: Sequence[Frame]) -> list[Tensor]:
     """Frames of one batch."""
     below, columns = max(shape.below for shape in shapes), max(shape.columns for shape in shapes)
-    pairs = [_unpacked(part, shape, below, columns) for part, shape in zip(parts, shapes, strict=True)]
-    top = torch.stack([pair[0] for pair in pairs], dim=-3)
-    bottom = torch.stack([pair[1] for pair in pairs], dim=-3)
-    idle = top.new_tensor([[float(j >= shape.columns) for j in range(columns)] for shape in shapes])
-    upper, lower = _compact_wy(top, bottom, idle)
-    return [
-        torch.cat([upper[..., k, :r, :r], lower[..., k, : shape.below, :r]], dim=-2)
-        for k, shape in enumerate(shapes)
-        for r in (shape.columns,)
-    ]
+    vectors = [_unpacked(part, shape, below, columns) for part, shape in zip(parts, shapes, strict=True)]
+    batch = vectors[0][None] if len(vectors) == 1 else torch.stack(vectors)
+    made = _compact_wy(batch.reshape(-1, *batch.shape[-2:]), _idle(shapes, columns, batch))
+    of_size = made.reshape(batch.shape).unbind() if len(shapes) > 1 else [made.reshape(batch.shape[1:])]
+    return [_cropped(whole, shape, columns) for whole, shape in zip(of_size, shapes, strict=True)]
 
 
-def _unpacked(part: Tensor, shape: Frame, below: int, columns: int) -> tuple[Tensor, Tensor]:
-    """The vectors' first r rows and the block below, each filled up with zeros to the batch's size."""
+def _unpacked(part: Tensor, shape: Frame, below: int, columns: int) -> Tensor:
+    """The vectors (..., columns + below, columns): r rows and the others, each filled up with zeros."""
     lead, r = part.shape[:-1], shape.columns
+    triangle, block = torch.split(part, [shape.triangle, shape.below * r], dim=-1)
     top = torch.eye(r, dtype=part.dtype, device=part.device).expand(*lead, r, r)
     if shape.triangle:
         row, column = torch.tril_indices(r, r, -1, device=part.device)
-        flat = part.new_zeros(*lead, r * r)
-        strict = flat.index_copy(-1, row * r + column, part[..., : shape.triangle])
-        top = top + strict.reshape(*lead, r, r)
-    bottom = part[..., shape.triangle :].reshape(*lead, shape.below, r)
+        flat = part.new_zeros(*lead, r * r).index_copy(-1, row * r + column, triangle)
+        top = top + flat.reshape(*lead, r, r)
+    bottom = block.reshape(*lead, shape.below, r)
     fill, rows = columns - r, below - shape.below
     if fill:
         top = torch.nn.functional.pad(top, (0, fill, 0, fill))
     if fill or rows:
         bottom = torch.nn.functional.pad(bottom, (0, fill, 0, rows))
-    return top, bottom
+    return torch.cat([top, bottom], dim=-2)
 
 
-def _compact_wy(top: Tensor, bottom: Tensor, idle: Tensor) -> tuple[Tensor, Tensor]:
-    """The frames' first r rows and those below; `idle` (..., r) is 1 for columns without a reflection."""
-    gram = top.mT @ top + bottom.mT @ bottom
-    halves = gram.diagonal(dim1=-2, dim2=-1) / 2 + idle
-    inverse = torch.triu(gram, 1) + torch.diag_embed(halves)
-    factor = torch.linalg.solve_triangular(inverse, top.mT, upper=True)
-    identity = torch.eye(top.shape[-1], dtype=top.dtype, device=top.device)
-    return identity - top @ factor, -(bottom @ factor)
+def _idle(shapes: Sequence[Frame], columns: int, batch: Tensor) -> Tensor | None:
+    """(batch, columns), 1 for columns without a reflection; None where all have one."""
+    if all(shape.columns == columns for shape in shapes):
+        return None
+    padded = [[float(j >= shape.columns) for j in range(columns)] for shape in shapes]
+    return batch.new_tensor(padded).repeat_interleave(prod(batch.shape[1:-2]), dim=0)
+
+
+def _cropped(whole: Tensor, shape: Frame, columns: int) -> Tensor:
+    """A frame without what it was filled up with."""
+    r = shape.columns
+    if r == columns:
+        return whole if whole.shape[-2] == shape.rows else whole[..., : shape.rows, :]
+    return torch.cat([whole[..., :r, :r], whole[..., columns : columns + shape.below, :r]], dim=-2)
+
+
+def _compact_wy(vectors: Tensor, idle: Tensor | None) -> Tensor:
+    """Q (b, d, r) of V; compilers take the formula itself and derive it themselves."""
+    if not torch.compiler.is_compiling():
+        made: Tensor = _CompactWY.apply(vectors, idle)[0]  # type: ignore[no-untyped-call]
+        return made
+    factor, _ = _factored(vectors, idle)
+    return torch.eye(*vectors.shape[-2:], dtype=vectors.dtype, device=vectors.device) - vectors @ factor
+
+
+class _CompactWY(torch.autograd.Function):
+    """Vectors V (b, d, r) to (Q, X, T^{-1}), with X = T V_{1:r}^T and Q = I - V X; the last two are kept.
+
+    Of G = dL/dQ and S = T^T V^T G, with A = S X^T: dL/dV = V (triu(A) + striu(A)^T) - G X^T, less S^T in the
+    first r rows. That is a product less than autograd's, and no pass over V besides products.
+    """
+
+    @staticmethod
+    def forward(vectors: Tensor, idle: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        factor, inverse = _factored(vectors, idle)
+        made = vectors @ -factor
+        made.diagonal(dim1=-2, dim2=-1).add_(1)
+        return made, factor, inverse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        (vectors, ctx.idle), (_, factor, inverse) = inputs, output
+        ctx.mark_non_differentiable(factor, inverse)
+        ctx.save_for_backward(vectors, factor, inverse)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, None]:
+        vectors, factor, inverse = ctx.saved_tensors
+        with full_precision(gradient):
+            if torch.is_grad_enabled():
+                factor, inverse = _factored(vectors, ctx.idle)
+            return _gradient(vectors, factor, inverse, gradient), None
+
+
+def _factored(vectors: Tensor, idle: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(X, T^{-1}) of vectors; the diagonal of T^{-1} is that of V^T V halved, and 1 of an idle column."""
+    gram = vectors.mT @ vectors
+    halves = gram.diagonal(dim1=-2, dim2=-1) / 2
+    inverse = torch.triu(gram, 1) + torch.diag_embed(halves if idle is None else halves + idle)
+    first = vectors[..., : vectors.shape[-1], :]
+    return torch.linalg.solve_triangular(inverse, first.mT, upper=True), inverse
+
+
+def _gradient(vectors: Tensor, factor: Tensor, inverse: Tensor, gradient: Tensor) -> Tensor:
+    """dL/dV of dL/dQ."""
+    solved = torch.linalg.solve_triangular(inverse.mT, vectors.mT @ gradient, upper=False)
+    inner = solved @ factor.mT
+    symmetric = torch.triu(inner) + torch.triu(inner, 1).mT
+    found = torch.baddbmm(vectors @ symmetric, gradient, factor.mT, alpha=-1)
+    found[:, : vectors.shape[-1]] -= solved.mT
+    return found

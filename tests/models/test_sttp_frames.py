@@ -74,6 +74,26 @@ def test_frames_of_different_sizes_computed_together_are_those_computed_one_by_o
                 assert (made[i, j] - _product(part[i, j], shape)).abs().max() <= 1e-14
 
 
+def test_first_and_second_derivatives_of_padded_batches_are_those_of_the_definition() -> None:
+    shapes = [Frame(6, 4), Frame(7, 4, True), Frame(6, 3)]
+    assert len(batches(shapes)) == 1
+    packed = (0.5 * _packed(shapes)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: tuple(frames(x, shapes)), packed)
+    assert torch.autograd.gradgradcheck(lambda x: tuple(frames(x, shapes)), packed)
+
+
+def test_what_compilers_see_is_the_same_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [Frame(7, 3), Frame(6, 2)]
+    packed = _packed(shapes, 2).requires_grad_()
+    ours = frames(packed, shapes)
+    (gradient,) = torch.autograd.grad(sum(q.sum() for q in ours), packed)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    theirs = frames(packed, shapes)
+    (reference,) = torch.autograd.grad(sum(q.sum() for q in theirs), packed)
+    assert all((one - other).abs().max() <= 1e-14 for one, other in zip(ours, theirs, strict=True))
+    assert (gradient - reference).abs().max() <= 1e-13
+
+
 def test_batches_take_every_frame_once_and_pad_little() -> None:
     shapes = [Frame(4608, 64), *[Frame(128, 64, True)] * 5, Frame(72, 64, True), Frame(9, 9)]
     found = batches(shapes)
@@ -102,8 +122,13 @@ def test_frames_of_rounded_entries_are_as_orthonormal_and_near(dtype: torch.dtyp
 
 def test_autocast_takes_no_digits() -> None:
     shape = Frame(64, 32)
+    packed = _packed([shape], dtype=torch.float32).requires_grad_()
+    toward = torch.linspace(-1, 1, 64 * 32).reshape(64, 32)
+    (expected,) = torch.autograd.grad(frame(packed, shape), packed, toward)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        made = frame(_packed([shape], dtype=torch.float32), shape)
+        made = frame(packed, shape)
+        (gradient,) = torch.autograd.grad(made, packed, toward)
+        assert torch.equal(gradient, expected)
     assert (made.mT @ made - torch.eye(32)).abs().max() <= 5e-6
 
 
