@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.errors import InvalidShape
-from models.sttp.parametrizations import Spectral, factors_of, spectral_of
+from models.sttp.parametrizations import Spectral, factors_of, originals, spectral_of
 from models.sttp.weights import Convolution, Transposed, WeightShape
 
 EXECUTIONS = ("auto", "low-rank", "dense")
@@ -62,7 +62,8 @@ class _Factored(nn.Module):
         if spectral is None:
             return cast(Tensor, super().forward(input, *([] if output_size is None else [output_size])))
         left, right = factors_of(self)
-        filters, mixing = factor_weights(spectral.shape, left.to(input.dtype), right.to(input.dtype))
+        dtype = originals(self)[0].dtype
+        filters, mixing = factor_weights(spectral.shape, left.to(dtype), right.to(dtype))
         return _mixed(self, _filtered(self, input, filters, output_size), mixing)
 
 

@@ -60,6 +60,18 @@ def test_every_execution_gives_the_same_outputs_and_gradients(
         assert (one - other).abs().max() <= 100 * most * max(1.0, float(other.abs().max()))
 
 
+@pytest.mark.parametrize("execution", ["dense", "low-rank"])
+def test_layers_of_half_precision_compute_in_it_and_take_nothing_else(execution: str) -> None:
+    layer, x = _case(3, torch.float32)
+    sttp_(layer, rank=4, execution=execution)
+    expected = layer(x)
+    layer.bfloat16()
+    assert layer(x.bfloat16()).dtype == torch.bfloat16
+    assert (layer(x.bfloat16()) - expected).abs().max() <= 0.1
+    with pytest.raises(RuntimeError):
+        layer(x)
+
+
 def test_an_output_size_is_honoured() -> None:
     layer, x = nn.ConvTranspose2d(8, 4, 3, stride=2), torch.randn(1, 8, 4, 4)
     sttp_(layer, rank=2, execution="low-rank")

@@ -71,6 +71,20 @@ def test_wrn_16_8_has_the_papers_counts_to_the_unit() -> None:
     assert round(100 * (427_440 + others) / total, 3) == 4.068
 
 
+def test_a_resnet_34_of_three_dimensions_is_counted_to_the_unit() -> None:
+    shapes, inputs = [], 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for _ in range(blocks):
+            shapes += [(width, inputs, 3, 3, 3), (width, width, 3, 3, 3)]
+            shapes += [(width, inputs, 1, 1, 1)] if width != inputs else []
+            inputs = width
+    stem = 64 * 7**3
+    weights = [WeightShape(shape) for shape in shapes]
+    assert sum(prod(shape) for shape in shapes) + stem == 63_452_608
+    counts = [stem + _counts(weights, "sttp", rank) for rank in (16, 32, 64, 128)]
+    assert counts == [132_288, 391_616, 1_213_888, 3_651_008]
+
+
 def test_frames_have_as_many_parameters_as_the_formulas() -> None:
     for outputs, inputs, kernel in (
         (64, 32, (3, 3)),
