@@ -38,12 +38,13 @@ from storage.compressors.factors import TtSvd
 from storage.compressors.frame import Array, Dtype
 from storage.compressors.putt import Putt
 from storage.compressors.slices import BySlices, Jpeg2000, JpegXl
+from storage.compressors.wavelet import Wavelet
 from storage.compressors.zfp import Zfp
 from storage.putt.varints import read_varint, varint
 
 Float64 = NDArray[np.float64]
 
-SPATIAL: tuple[Framed, ...] = (Putt(), TtSvd(), Zfp(), Jpeg2000(), JpegXl())
+SPATIAL: tuple[Framed, ...] = (Putt(), TtSvd(), Zfp(), Jpeg2000(), JpegXl(), Wavelet())
 """Their places are part of the format."""
 MOST_FRAMES = 1024
 ROUNDED = 1 << 15
