@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import ClassVar
 
 import numpy as np
@@ -35,6 +36,9 @@ class Wavelet(Framed):
     def unpacked(self, payload: bytes, shape: tuple[int, ...], dtype: Dtype) -> Array:
         """See `Framed`. Raises ValueError for other blocks than those of such a shape."""
         blocks = apart(payload)
+        wanted = prod(shape[:-3]) * prod(-(-side // SIDE) for side in shape[-3:])
+        if len(blocks) != wanted:
+            raise ValueError(f"{len(blocks)} blocks for a shape of {shape}, which has {wanted}")
         values = np.empty(shape, dtype)
         for where, block in zip(grid(shape, SIDE), blocks, strict=True):
             values[where] = wavelet_values(block, values[where].shape, dtype)

@@ -7,6 +7,8 @@ import os
 import struct
 import subprocess
 import sys
+from base64 import b85decode
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from storage.compressors.wavelet import Wavelet
 from storage.putt.block import AS_IT_IS, CONSTANT
 from storage.wavelet.bands import ORDER, levels_of, odd_along, phase
 from storage.wavelet.block import HEADER, WAVELET, Levels, _chosen, wavelet_bytes, wavelet_values
@@ -329,3 +332,33 @@ def test_the_same_bits_with_any_number_of_threads(tmp_path: Path) -> None:
     assert told[0] == told[1]
     here = wavelet_values((tmp_path / "block").read_bytes(), (40, 64, 64), np.dtype(np.float64))
     assert told[0] == here.tobytes()
+
+
+WRITTEN = (
+    "1Cam#0000007O7Z8F;!iB5Xha0SN>!0RaKX1OLeQ_*2rvR(JkTm;u=lHjtHbe}~qP6A}?2;s!4c*DNk2WtQ}(xd8ZAmJf6@X"
+    "DT~{RGF*CD692%J2)Ys=q1entP_2_(+-"
+    "f<WA9#W3OGVpZ0DZ^w<&)CLC0%9w<hb~s2c6K3pkKEj5K?F{fxR<gTGDCx9&*VXz`IfsYSh*YZt_sj9insVNNmmm5z=IP70;"
+    "<BS$tZB?v5tGOWZOw<$?zUlD>*vFd{MpWX}U(3E(-"
+    "2$Li8^j3CuC<jNB?H}s*mAPF)xPh9r^Zo{hp>^=QTiXtcUjU}^+w&S$vLm<LMkq0_+pf*D&JPj3p!kUAT^xZZom~O0_vo&;3"
+    "b>w0O~vZbp;1l+^i5JuL)mR0nmR4>-rb7#qO)WedEo=+Qh<ZB|HPR-W67QLh%f!RH|A@cXc3-"
+    "WtLb}EHmst>2;vp!)U9n8Exc2<;|M)`olLi8g2Eh|rey-WRo8+_i8rMF{@o(1!FP55_Z!kwID~RZe*fqa*Ys?7ep;8xI?a;a"
+    "?U|*$dao8|Q|(_|ewWA1F!;d_KkLpJ8r>N57^xXHDsdZ`F}9moobA&wT)Xrq9#Kak`6}rzC5Dg*S|5^7|G))VdP=O9R#pK(f"
+    "B*mORae_<NhkvXU)Ofaq>?FxQIJCXlT3h%-"
+    "prOAJH7NdB=KjuwbV4d*^zpx&rvbd<o6k?B^rWz7W~+zXwS5SU+qJ#40t%?E5Z2zuT3*=y!$8o!Cve10o5BsCFbU!oP$6"
+)
+
+
+def test_what_version_1_wrote_is_read_as_it_was() -> None:
+    told = wavelet_values(b85decode(WRITTEN), (9, 16, 18), np.dtype(np.int16))
+    assert sha256(told.astype("<i2").tobytes()).hexdigest()[:32] == "cdb6c78045742d3051494d298d712780"
+    z, y, x = np.indices(told.shape)
+    values = (z * 37 + y * 11 + x * x * 3) % 97 + (y > 7) * 300 + (x - 9) ** 2
+    assert np.abs(told - values).max() <= 49
+
+
+def test_blocks_that_are_no_grid_of_the_shape_are_refused_before_there_is_room_for_it() -> None:
+    payload = Wavelet().packed(scan((9, 8, 70)), 8.0)
+    assert Wavelet().unpacked(payload, (9, 8, 70), np.dtype(np.int16)).shape == (9, 8, 70)
+    for shape in [(9, 8, 64), (1 << 40, 1 << 40, 1 << 40), (2, 9, 8, 70)]:
+        with pytest.raises(ValueError, match="2 blocks for a shape of"):
+            Wavelet().unpacked(payload, shape, np.dtype(np.int16))
