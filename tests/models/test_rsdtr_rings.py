@@ -14,7 +14,9 @@ from models.rsdtr.reference import reference_ring, tr_svd
 from models.rsdtr.ring import RingShape, TensorRing, contracted
 
 RESNETS = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10"
-OFFICIAL = {  # whole-network compression by the paper's code, and parameters of the network
+OFFICIAL: dict[
+    str, tuple[dict[float, float], int]
+] = {  # whole-network compression by the paper's code, and parameters of the network
     "resnet20": ({0.3: 1.257, 0.5: 2.030, 0.7: 3.568}, 269_722),
     "resnet32": ({0.5: 2.095}, 464_154),
 }
@@ -118,7 +120,7 @@ def test_each_cut_of_the_paper_leaves_out_less_than_its_share_and_not_much_less_
 
 
 @pytest.mark.skipif(not RESNETS.is_dir(), reason="the pretrained networks of ../shared are absent")
-@pytest.mark.parametrize("name", list(OFFICIAL))
+@pytest.mark.parametrize("name", ["resnet20", pytest.param("resnet32", marks=pytest.mark.slow)])
 def test_compression_of_pretrained_networks_is_that_of_the_papers_code(name: str) -> None:
     from safetensors.torch import load_file
 
