@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -127,39 +126,30 @@ def _padded_work(shapes: Sequence[Frame]) -> float:
 
 
 def _together(parts: Sequence[Tensor], shapes: Sequence[Frame]) -> list[Tensor]:
-    """Frames of one batch."""
+    """Frames of one batch. A column that a smaller frame is filled up with reflects a row of zeros."""
     below, columns = max(shape.below for shape in shapes), max(shape.columns for shape in shapes)
-    vectors = [_unpacked(part, shape, below, columns) for part, shape in zip(parts, shapes, strict=True)]
-    batch = vectors[0][None] if len(vectors) == 1 else torch.stack(vectors)
-    made = _compact_wy(batch.reshape(-1, *batch.shape[-2:]), _idle(shapes, columns, batch))
+    free = [_unpacked(part, shape, below, columns) for part, shape in zip(parts, shapes, strict=True)]
+    batch = free[0][None] if len(free) == 1 else torch.stack(free)
+    made = _compact_wy(batch.reshape(-1, *batch.shape[-2:]))
     of_size = made.reshape(batch.shape).unbind() if len(shapes) > 1 else [made.reshape(batch.shape[1:])]
     return [_cropped(whole, shape, columns) for whole, shape in zip(of_size, shapes, strict=True)]
 
 
 def _unpacked(part: Tensor, shape: Frame, below: int, columns: int) -> Tensor:
-    """The vectors (..., columns + below, columns): r rows and the others, each filled up with zeros."""
+    """The free entries (..., columns + below, columns): r rows and the others, each filled up with zeros."""
     lead, r = part.shape[:-1], shape.columns
     triangle, block = torch.split(part, [shape.triangle, shape.below * r], dim=-1)
-    top = torch.eye(r, dtype=part.dtype, device=part.device).expand(*lead, r, r)
+    top = part.new_zeros(*lead, r * r)
     if shape.triangle:
         row, column = torch.tril_indices(r, r, -1, device=part.device)
-        flat = part.new_zeros(*lead, r * r).index_copy(-1, row * r + column, triangle)
-        top = top + flat.reshape(*lead, r, r)
-    bottom = block.reshape(*lead, shape.below, r)
+        top = top.index_copy(-1, row * r + column, triangle)
+    top, bottom = top.reshape(*lead, r, r), block.reshape(*lead, shape.below, r)
     fill, rows = columns - r, below - shape.below
     if fill:
         top = torch.nn.functional.pad(top, (0, fill, 0, fill))
     if fill or rows:
         bottom = torch.nn.functional.pad(bottom, (0, fill, 0, rows))
     return torch.cat([top, bottom], dim=-2)
-
-
-def _idle(shapes: Sequence[Frame], columns: int, batch: Tensor) -> Tensor | None:
-    """(batch, columns), 1 for columns without a reflection; None where all have one."""
-    if all(shape.columns == columns for shape in shapes):
-        return None
-    padded = [[float(j >= shape.columns) for j in range(columns)] for shape in shapes]
-    return batch.new_tensor(padded).repeat_interleave(prod(batch.shape[1:-2]), dim=0)
 
 
 def _cropped(whole: Tensor, shape: Frame, columns: int) -> Tensor:
@@ -170,58 +160,72 @@ def _cropped(whole: Tensor, shape: Frame, columns: int) -> Tensor:
     return torch.cat([whole[..., :r, :r], whole[..., columns : columns + shape.below, :r]], dim=-2)
 
 
-def _compact_wy(vectors: Tensor, idle: Tensor | None) -> Tensor:
-    """Q (b, d, r) of V; compilers take the formula itself and derive it themselves."""
+def _compact_wy(free: Tensor) -> Tensor:
+    """Q (b, d, r) of V - I; compilers take the formula itself and derive it themselves."""
     if not torch.compiler.is_compiling():
-        made: Tensor = _CompactWY.apply(vectors, idle)[0]  # type: ignore[no-untyped-call]
+        made: Tensor = _CompactWY.apply(free)[0]  # type: ignore[no-untyped-call]
         return made
-    factor, _ = _factored(vectors, idle)
-    return torch.eye(*vectors.shape[-2:], dtype=vectors.dtype, device=vectors.device) - vectors @ factor
+    return _frame_of(free, _factored(free)[0])
 
 
 class _CompactWY(torch.autograd.Function):
-    """Vectors V (b, d, r) to (Q, X, T^{-1}), with X = T V_{1:r}^T and Q = I - V X; the last two are kept.
+    """Free entries W = V - I (b, d, r) to (Q, X, T^{-1}), with X = T V_{1:r}^T; the last two are kept.
 
     Of G = dL/dQ and S = T^T V^T G, with A = S X^T: dL/dV = V (triu(A) + striu(A)^T) - G X^T, less S^T in the
     first r rows. That is a product less than autograd's, and no pass over V besides products.
     """
 
     @staticmethod
-    def forward(vectors: Tensor, idle: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        factor, inverse = _factored(vectors, idle)
-        made = vectors @ -factor
-        made.diagonal(dim1=-2, dim2=-1).add_(1)
-        return made, factor, inverse
+    def forward(free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        factor, inverse = _factored(free)
+        return _frame_of(free, factor), factor, inverse
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        (vectors, ctx.idle), (_, factor, inverse) = inputs, output
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        (free,), (_, factor, inverse) = inputs, output
         ctx.mark_non_differentiable(factor, inverse)
-        ctx.save_for_backward(vectors, factor, inverse)
+        ctx.save_for_backward(free, factor, inverse)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, None]:
-        vectors, factor, inverse = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> Tensor:
+        free, factor, inverse = ctx.saved_tensors
         with full_precision(gradient):
             if torch.is_grad_enabled():
-                factor, inverse = _factored(vectors, ctx.idle)
-            return _gradient(vectors, factor, inverse, gradient), None
+                factor, inverse = _factored(free)
+            return _gradient(free, factor, inverse, gradient)
 
 
-def _factored(vectors: Tensor, idle: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(X, T^{-1}) of vectors; the diagonal of T^{-1} is that of V^T V halved, and 1 of an idle column."""
-    gram = vectors.mT @ vectors
-    halves = gram.diagonal(dim1=-2, dim2=-1) / 2
-    inverse = torch.triu(gram, 1) + torch.diag_embed(halves if idle is None else halves + idle)
-    first = vectors[..., : vectors.shape[-1], :]
-    return torch.linalg.solve_triangular(inverse, first.mT, upper=True), inverse
+def _factored(free: Tensor) -> tuple[Tensor, Tensor]:
+    """(X, T^{-1}) of W = V - I, where T^{-1} = striu(V^T V) + diag(|h_i|^2 / 2).
+
+    The ones on V's diagonal are added last: squares of small entries are lost beside them.
+    """
+    first = free[..., : free.shape[-1], :].mT
+    gram = free.mT @ free
+    identity = _identity(free)
+    halves = torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1) / 2)
+    inverse = torch.triu(gram, 1) + first + halves + identity / 2
+    return torch.linalg.solve_triangular(inverse, first + identity, upper=True), inverse
 
 
-def _gradient(vectors: Tensor, factor: Tensor, inverse: Tensor, gradient: Tensor) -> Tensor:
+def _frame_of(free: Tensor, factor: Tensor) -> Tensor:
+    """Q = I - V X."""
+    made = free @ -factor
+    made[..., : free.shape[-1], :] += _identity(free) - factor
+    return made
+
+
+def _gradient(free: Tensor, factor: Tensor, inverse: Tensor, gradient: Tensor) -> Tensor:
     """dL/dV of dL/dQ."""
-    solved = torch.linalg.solve_triangular(inverse.mT, vectors.mT @ gradient, upper=False)
+    r = free.shape[-1]
+    along = free.mT @ gradient + gradient[:, :r]
+    solved = torch.linalg.solve_triangular(inverse.mT, along, upper=False)
     inner = solved @ factor.mT
     symmetric = torch.triu(inner) + torch.triu(inner, 1).mT
-    found = torch.baddbmm(vectors @ symmetric, gradient, factor.mT, alpha=-1)
-    found[:, : vectors.shape[-1]] -= solved.mT
+    found = torch.baddbmm(free @ symmetric, gradient, factor.mT, alpha=-1)
+    found[:, :r] += symmetric - solved.mT
     return found
+
+
+def _identity(free: Tensor) -> Tensor:
+    return torch.eye(free.shape[-1], dtype=free.dtype, device=free.device)

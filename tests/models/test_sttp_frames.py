@@ -101,13 +101,13 @@ def test_batches_take_every_frame_once_and_pad_little() -> None:
     assert sorted(map(len, found)) == [1, 1, 6]
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-13), (torch.float32, 5e-6)])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-14), (torch.float32, 2e-6)])
 def test_frames_are_orthonormal_whatever_their_entries(dtype: torch.dtype, most: float) -> None:
-    shapes = [Frame(200, 64), Frame(128, 64, True), Frame(64, 64)]
-    for scale in (0.0, 1e-4, 1.0, 100.0):
+    shapes = [Frame(4608, 32), Frame(128, 64, True), Frame(64, 64)]
+    for scale in (0.0, 1e-4, 1e-2, 1.0, 100.0):
         for made in frames(_packed(shapes, scale=scale, dtype=dtype), shapes):
-            gram = made.mT @ made
-            assert (gram - torch.eye(gram.shape[-1], dtype=dtype)).abs().max() <= most
+            gram = made.double().mT @ made.double()
+            assert (gram - torch.eye(gram.shape[-1], dtype=torch.float64)).abs().max() <= most
 
 
 @pytest.mark.parametrize(("dtype", "change"), [(torch.float16, 3e-3), (torch.bfloat16, 3e-2)])
