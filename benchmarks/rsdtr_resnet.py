@@ -10,8 +10,8 @@ and MACs of the whole network, dense over compressed.
                                    code took: the larger of eps 0.5 and 0.7
     fcr_30                         of our mode at eps 0.3
     latency_ratio_dense            CPU time of the compressed over the dense for a batch of BATCH, each layer
-                                   by the plan that it chose: the largest of the networks', a median of turns,
-                                   and of the layers', which take a millisecond: the least
+                                   by the plan that it chose: the largest of the networks' (a median of turns)
+                                   and of the layers' (of a millisecond each: the least of as many turns)
     max_activation_ratio           numbers read and written at once by a layer's plan, over the dense layer's
 
 Keys that are ratios stand for the worst of the networks.
