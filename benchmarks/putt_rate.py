@@ -12,7 +12,8 @@ of a file; the peak of a PSNR is the scan's range. Seconds are of the processor,
                               the same integers, in as few whole bytes each as hold them all
     auto_over_best            the file that `auto` chooses for the PSNR that the best compressor has at 20:1,
                               over the smallest that any compressor makes for it
-    temporal_over_frames      `temporal` over `putt` frame by frame for one PSNR, that of putt at 10:1
+    temporal_over_frames      `temporal` over `wavelet`, which stands behind its core, frame by frame, for the
+                              PSNR that this has at 10:1; the same with putt behind it is beside it
 
 Each stands for the worst of the scans; those of the others are with them.
 """
@@ -39,8 +40,11 @@ from storage.compressors.base import Compressor
 from storage.compressors.fit import Fitted, searched
 from storage.compressors.goals import Goal
 from storage.compressors.parts import grid
+from storage.compressors.putt import Putt
 from storage.compressors.report import psnr_of
 from storage.compressors.search import Start
+from storage.compressors.temporal import Temporal
+from storage.compressors.wavelet import Wavelet
 from storage.putt.coder import encoded
 from storage.putt.digits import Digits
 from storage.putt.factorising import factorised
@@ -223,7 +227,11 @@ def choice(values: Array, curves: dict[str, Curve]) -> Row:
     psnr = max(reached)
     ratios = {name: ratio_at(points, psnr) for name, points in curves.items()}
     close = [name for name, ratio in ratios.items() if ratio * CLOSE >= max(ratios.values())]
-    sizes = {name: len(file.data) for name in close if (file := near(name, values, curves[name], psnr))}
+    sizes = {
+        name: len(file.data)
+        for name in close
+        if (file := near(COMPRESSORS.get(name, TEMPORAL), values, curves[name], psnr))
+    }
     start = time.process_time()
     auto = AUTO.fitted(values, psnr=psnr)
     return {
@@ -238,15 +246,15 @@ def choice(values: Array, curves: dict[str, Curve]) -> Row:
     }
 
 
-def near(name: str, values: Array, points: Curve, psnr: float) -> Fitted | None:
-    """A compressor's smallest file for a PSNR, from where its curve says that it is; None: not reached."""
+def near(compressor: Compressor, values: Array, points: Curve, psnr: float) -> Fitted | None:
+    """A compressor's smallest file for a PSNR, from where a curve says that it is; None: not reached."""
     lossy = [one for one in points if isfinite(one.psnr)]
     start = None
     if len(lossy) > 1:
         a, b = sorted(sorted(lossy, key=lambda one: abs(one.psnr - psnr))[:2], key=lambda one: one.share)
         slope = (a.psnr - b.psnr) / (b.share - a.share)
         start = Start(float(np.clip(a.share + (a.psnr - psnr) / slope, 0.0, 1.0)), slope)
-    return searched(COMPRESSORS.get(name, TEMPORAL), values, Goal("psnr", psnr), None, start).best
+    return searched(compressor, values, Goal("psnr", psnr), None, start).best
 
 
 def of_integers(values: Array, points: Curve) -> Row:
@@ -302,16 +310,31 @@ def quantised_over_float32(block: Array) -> float:
 
 
 def over_time(values: Array, curves: dict[str, Curve]) -> Row:
-    """`temporal` against putt frame by frame, at one PSNR."""
-    psnr = psnr_at(curves["putt"], TEMPORAL_AT)
+    """The core of the time axis before a compressor, against that compressor frame by frame, at one PSNR."""
+    found = {
+        name: with_core(Temporal(spatial), spatial, values, curves[name])
+        for name, spatial in (("wavelet", Wavelet()), ("putt", Putt()))
+    }
+    told = {name: row for name, row in found.items() if row}
+    return (
+        {"temporal_over_frames": told["wavelet"]["over_frames"], "over_time": told}
+        if "wavelet" in told
+        else {}
+    )
+
+
+def with_core(core: Temporal, spatial: Compressor, values: Array, points: Curve) -> Row:
+    """Of one compressor, at the PSNR that it has frame by frame at TEMPORAL_AT."""
+    psnr = psnr_at(points, TEMPORAL_AT)
     if psnr is None:
         return {}
-    files = [near(name, values, curves[name], psnr) for name in ("temporal", "putt")]
+    files = [near(one, values, points, psnr) for one in (core, spatial)]
     if files[0] is None or files[1] is None:
         return {}
     return {
-        "temporal_over_frames": len(files[0].data) / len(files[1].data),
-        "over_time": {"psnr": psnr, "ratios": [file.report.ratio for file in files if file is not None]},
+        "over_frames": len(files[0].data) / len(files[1].data),
+        "psnr": psnr,
+        "ratios": [file.report.ratio for file in files if file is not None],
     }
 
 

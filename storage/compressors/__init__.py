@@ -15,7 +15,7 @@
     zfp       with a bound
     slices    JPEG 2000 and JPEG XL, with and without loss
     plain     blosc and zstd: without loss
-    temporal  scans over time: `TEMPORAL`, a tensor core of the time axis before blocks of trains
+    temporal  scans over time: `TEMPORAL`, a tensor core of the time axis before wavelets
     bounded   integers with a bound on every voxel: `BOUNDED`, which chooses among trains and lossless peers
     auto      whoever writes the smallest file for a target: `AUTO`
 

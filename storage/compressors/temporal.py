@@ -76,7 +76,7 @@ class Temporal(Framed):
 
     name: ClassVar[str] = "temporal"
 
-    spatial: Framed = field(default_factory=Putt)
+    spatial: Framed = field(default_factory=Wavelet)
 
     def setting(self, values: Array) -> Setting | None:
         """As of the compressor behind it: of the values' units, or else for images of 16 bits."""

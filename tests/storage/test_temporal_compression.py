@@ -102,7 +102,7 @@ def test_the_core_is_nearly_lossless_while_all_is_kept() -> None:
 
 def test_what_frames_share_is_stored_once() -> None:
     values = series(12, 2, noise=5).round().astype(np.int16)
-    by_frame, core = (one.compress(values, step=30.0) for one in (COMPRESSORS["putt"], TEMPORAL))
+    by_frame, core = (one.compress(values, step=30.0) for one in (COMPRESSORS["wavelet"], TEMPORAL))
     assert with_core(core)
     assert len(core) < 0.4 * len(by_frame)
     errors = [np.square(decompress(data) - values.astype(float)).mean() for data in (by_frame, core)]
@@ -116,7 +116,7 @@ def test_where_frames_share_nothing_they_stay_as_they_are() -> None:
     mixed = np.tensordot(np.linalg.qr(np.random.default_rng(9).normal(size=(4, 4)))[0], apart, 1)
     for values, frames_mix in ((apart, False), (mixed, True)):
         data = TEMPORAL.compress(values.round().astype(np.int16), step=20.0)
-        by_frame = COMPRESSORS["putt"].compress(values.round().astype(np.int16), step=20.0)
+        by_frame = COMPRESSORS["wavelet"].compress(values.round().astype(np.int16), step=20.0)
         assert with_core(data) == frames_mix
         assert len(data) <= len(by_frame) + 5
 
@@ -161,7 +161,7 @@ def test_images_of_what_has_no_components_are_refused() -> None:
 def test_a_real_series_is_a_fifth_smaller_at_least() -> None:
     with open_scan(DATA / "dev/nifti/sct_fmri_4d.nii.gz") as scan:
         values = np.stack([slab.voxels for slab in scan.slabs(6)][:12])
-    data = [COMPRESSORS["putt"].compress(values, step=160.0), TEMPORAL.compress(values, step=140.0)]
+    data = [COMPRESSORS["wavelet"].compress(values, step=160.0), TEMPORAL.compress(values, step=140.0)]
     psnr = [reported(values, decompress(one), len(one), with_ssim=False).psnr for one in data]
     assert psnr[1] >= psnr[0]
     assert len(data[1]) <= 0.8 * len(data[0])

@@ -66,8 +66,8 @@ class CompressParameters(Parameters):
     compressor: str = Field(
         "putt",
         json_schema_extra=choices(CHOICES),
-        description="putt: quantised tensor trains, and for a bound what makes them good to it; "
-        "auto: the one that does best on a sample",
+        description="putt: quantised tensor trains, and for a bound what makes them good to it; wavelet: "
+        "not of trains, and better at most ratios; auto: the one that does best on a sample",
     )
     seed: int = Field(0, ge=0, lt=1 << 32, description="of the tiles on which the setting is found")
 
