@@ -25,6 +25,8 @@ SETTINGS: dict[str, Any] = {
     "readout": {"count": 600},
 }
 DEADLINE_S = 300.0
+LEASE_S = 1.0
+"""Progress is told with each beat of a lease: at those of a longer one, short phases would not be seen."""
 
 
 def cohort(shooting_range: Range) -> list[dict[str, object]]:
