@@ -1,0 +1,138 @@
+"""The forms that a layer may take, and the layer in that form: for a plan, and for carrying it out."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from models.convolutions import geometry_of, kernel_of
+from models.errors import InvalidConfig
+from models.rsdtr.candidates import paper_ring
+from models.rsdtr.factorise import ring_layer
+from models.rsdtr.layers import REBUILD, FactorisedLayer, LowRankConv, LowRankLinear
+from models.rsdtr.low_rank import LowRankShape, blocks_of, low_rank_of
+from models.rsdtr.ring import RingShape
+from models.rsdtr.search import ring_of
+from models.rsdtr.spectra import Spectra
+from models.sttp.apply import attach_
+from models.sttp.lowrank import executing_class
+from models.sttp.parametrizations import Spectral, spectral_of
+from models.sttp.spectrum import Spectrum
+from models.sttp.weights import weight_shape
+
+RING, PAPER, LOW_RANK, SVDP, STTP = "ring", "paper-ring", "low-rank", "svdp", "sttp"
+METHODS = (RING, PAPER, LOW_RANK, SVDP, STTP)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a layer is factorised, without numbers.
+
+    `modes` and `ranks` are those of a ring; of an SVD `ranks` is its only rank and `late` the spatial axes of
+    its second factor; of a spectral weight `ranks` is the largest of any bond. `eps` is what the ring or SVD
+    was searched by. `execution` is a plan of `FactorisedLayer`, or of spectral weights one of
+    `models.sttp.lowrank.EXECUTIONS`. Raises InvalidConfig for a method that is none of METHODS.
+    """
+
+    method: str
+    ranks: tuple[int, ...]
+    modes: tuple[tuple[int, ...], ...] = ()
+    late: tuple[int, ...] = ()
+    eps: float | None = None
+    execution: str = REBUILD
+    spectrum: str | None = None
+    bound: float | None = None
+    flatten_kernel: bool = True
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InvalidConfig("method", self.method, f"one of {', '.join(METHODS)}")
+
+    def shape(self, sizes: tuple[int, ...]) -> RingShape | LowRankShape:
+        """Of the factors of one group's kernel; not of a spectral weight."""
+        if self.method == LOW_RANK:
+            return LowRankShape(sizes, self.late, self.ranks[0])
+        return RingShape(sizes, self.modes, self.ranks)
+
+
+@torch.no_grad()
+def formed(layer: nn.Module, form: Form, name: str = "the layer") -> nn.Module:
+    """A layer in this form, which shares nothing with the one given; dtype, device, modes are those of it.
+
+    Raises NonFinite, naming the layer, for a weight that is not finite, and InvalidShape for another form.
+    """
+    kernel = kernel_of(layer, f"the weight of {name}")
+    made = _spectral(layer, form) if form.method in (SVDP, STTP) else _factorised(layer, form, kernel)
+    learnt = cast(Tensor, layer.weight).requires_grad
+    for inner, parameter in made.named_parameters():
+        own = cast(Tensor, layer.bias) if inner == "bias" else None
+        parameter.requires_grad_(learnt if own is None else own.requires_grad)
+    return made.train(layer.training)
+
+
+@torch.no_grad()
+def relative_error(layer: nn.Module, other: nn.Module) -> float:
+    """||W - W^|| / ||W||, in float64, of a plain layer and another form of it; 0 for a zero met exactly."""
+    weight = kernel_of(layer).to("cpu", torch.float64)
+    distance = torch.linalg.vector_norm(weight - dense_kernel(other).to("cpu", torch.float64))
+    norm = torch.linalg.vector_norm(weight)
+    return float(distance / norm) if norm > 0 else float(distance)
+
+
+@torch.no_grad()
+def dense_kernel(layer: nn.Module) -> Tensor:
+    """(O, I / groups, *k) of a layer in any form."""
+    return layer.kernel() if isinstance(layer, FactorisedLayer) else kernel_of(layer)
+
+
+def in_form(layer: nn.Module, form: Form) -> bool:
+    """Whether a layer is in this form already, whatever its numbers."""
+    if form.method in (SVDP, STTP):
+        spectral = spectral_of(layer)
+        settings = (form.method, form.ranks[0], form.spectrum, form.flatten_kernel)
+        return spectral is not None and settings == (
+            spectral.method,
+            spectral.rank,
+            spectral.spectrum,
+            spectral.flatten_kernel,
+        )
+    if not isinstance(layer, FactorisedLayer):
+        return False
+    return bool(layer.shape == form.shape(layer.geometry.block_shape))
+
+
+def _factorised(layer: nn.Module, form: Form, kernel: Tensor) -> nn.Module:
+    geometry = geometry_of(layer)
+    bias = layer.bias if isinstance(layer.bias, Tensor) else None
+    made: FactorisedLayer
+    assert form.eps is not None
+    if form.method == PAPER:
+        made = ring_layer(geometry, paper_ring(kernel, geometry, form.eps), bias)
+    else:
+        spectra = Spectra(blocks_of(kernel.to("cpu", torch.float64), geometry), form.eps)
+        shape = form.shape(geometry.block_shape)
+        if isinstance(shape, RingShape):
+            made = ring_layer(geometry, ring_of(spectra, shape), bias)
+        else:
+            kind = LowRankConv if geometry.kernel else LowRankLinear
+            made = kind(geometry, shape, low_rank_of(spectra, shape), bias)
+    made.plan = form.execution
+    return made.to(kernel)
+
+
+def _spectral(layer: nn.Module, form: Form) -> nn.Module:
+    made = deepcopy(layer)
+    spectral = Spectral(
+        weight_shape(layer),
+        form.method,
+        form.ranks[0],
+        spectrum=cast(Spectrum, form.spectrum),
+        bound=form.bound,
+        flatten_kernel=form.flatten_kernel,
+    )
+    attach_(made, spectral, executing_class(layer, spectral, form.execution))
+    return made

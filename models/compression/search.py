@@ -1,0 +1,111 @@
+"""The smallest form of one layer within an error, for any error: the spectra are factorised once for all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from models.compression.forms import LOW_RANK, PAPER, RING, Form
+from models.compression.tracing import Calls
+from models.convolutions import Geometry, geometry_of, kernel_of
+from models.rsdtr.candidates import RingConfig, paper_ring
+from models.rsdtr.cuts import ROUNDING
+from models.rsdtr.low_rank import LowRankShape, blocks_of, low_rank_shapes
+from models.rsdtr.ring import RingShape
+from models.rsdtr.search import RingSearch, groupings
+from models.rsdtr.spectra import Spectra
+from models.rsdtr.steps import Step, best_steps, cost_of, nominal
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A form of a layer, None for dense; numbers of its kernel, MACs of its factors, squared relative error.
+
+    The error of a ring is the one that it was searched by: no less than its own.
+    """
+
+    form: Form | None
+    storage: int
+    macs: int
+    error2: float
+
+
+class LayerSearch:
+    """The choices of one layer: `dense`, `at` an error, and `raised` ranks of plain SVDs.
+
+    None but `reference` takes more storage or MACs than dense.
+    """
+
+    def __init__(self, layer: nn.Module, calls: Calls, config: RingConfig, name: str) -> None:
+        self.name, self.geometry = name, geometry_of(layer)
+        self.item_size = kernel_of(layer).element_size()
+        self._calls, self._config = calls, config
+        self._kernel = kernel_of(layer, f"the weight of {name}")
+        blocks = blocks_of(self._kernel.to("cpu", torch.float64), self.geometry)
+        self._spectra = Spectra(blocks, config.eps)
+        macs = sum(call.times * self.geometry.macs(call.spatial) for call in calls)
+        self.dense = Choice(None, self.geometry.parameters(), macs, 0.0)
+        self._found: dict[float, Choice] = {}
+
+    def at(self, eps: float) -> Choice:
+        """The smallest within this relative error."""
+        if eps not in self._found:
+            paper = self._config.reference and self.geometry.kernel
+            self._found[eps] = self._paper(eps) if paper else self._smallest(eps)
+        return self._found[eps]
+
+    def raised(self, choice: Choice) -> Choice | None:
+        """A plain SVD with a rank more; None of other choices, and where dense is no larger."""
+        if choice.form is None or choice.form.method != LOW_RANK:
+            return None
+        form = replace(choice.form, ranks=(choice.form.ranks[0] + 1,))
+        made = self._choice(form, self._low_rank_error(form))
+        return made if self._fits(made.storage, made.macs) else None
+
+    def _smallest(self, eps: float) -> Choice:
+        spectra, groups = self._spectra, self.geometry.groups
+        spectra.allowed = max(0.0, (eps**2 - ROUNDING) * spectra.norm2)
+        best, limit = self.dense, self.dense.storage // groups
+        for shape in low_rank_shapes(spectra) if self._config.low_rank else ():
+            if shape.storage < limit and self._macs(shape) <= self.dense.macs:
+                form = Form(LOW_RANK, (shape.rank,), late=shape.late, eps=eps)
+                best, limit = self._choice(form, self._low_rank_error(form)), shape.storage
+        search = RingSearch(spectra, limit, lambda ring: self._macs(ring) <= self.dense.macs)
+        for modes in groupings(spectra.sizes):
+            if len(modes) in self._config.modes:
+                search.over(modes)
+        if search.found is None:
+            return best
+        return self._choice(Form(RING, search.found.ranks, search.found.modes, eps=eps), eps**2)
+
+    def _paper(self, eps: float) -> Choice:
+        shape = paper_ring(self._kernel, self.geometry, eps).shape
+        return self._choice(Form(PAPER, shape.ranks, shape.modes, eps=eps), eps**2)
+
+    def _choice(self, form: Form, error2: float) -> Choice:
+        shape = form.shape(self.geometry.block_shape)
+        return Choice(form, self.geometry.groups * shape.storage, self._macs(shape), error2)
+
+    def _fits(self, storage: int, macs: int) -> bool:
+        return storage < self.dense.storage and macs <= self.dense.macs
+
+    def _low_rank_error(self, form: Form) -> float:
+        rows = (0, *(2 + axis for axis in form.late))
+        norm2 = self._spectra.norm2
+        return self._spectra.tails(rows).left_out(form.ranks[0]) / norm2 if norm2 else 0.0
+
+    def _macs(self, shape: RingShape | LowRankShape) -> int:
+        """Of the layer's own plan of the fewest."""
+        return min(
+            sum(call.times * cost_of(self.geometry, steps, call.spatial).macs for call in self._calls)
+            for steps in _executions(self.geometry, shape)
+        )
+
+
+def _executions(geometry: Geometry, shape: RingShape | LowRankShape) -> list[tuple[Step, ...]]:
+    if isinstance(shape, LowRankShape):
+        return [shape.steps()]
+    sides = nominal(geometry)
+    return [best_steps(geometry, shape, sides, merged=merged)[0] for merged in (False, True)]
