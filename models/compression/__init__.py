@@ -2,5 +2,5 @@
 
 - What a layer is called with, and what it costs: `tracing`, `costs`.
 - Plans: `plans` (what they say), `forms` (how a layer is made), `search`, `budgets`, `planning` (`plan`).
-- Carrying them out: `applying` (`compress_`), `recalibration`, `folding`.
+- Carrying them out: `applying` (`compress_`), `recalibration`, `folding`, `files`.
 """
