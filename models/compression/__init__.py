@@ -2,5 +2,6 @@
 
 - What a layer is called with, and what it costs: `tracing`, `costs`.
 - Plans: `plans` (what they say), `forms` (how a layer is made), `search`, `budgets`, `planning` (`plan`).
-- Carrying them out: `applying` (`compress_`), `recalibration`, `folding`, `files`.
+- Carrying them out: `applying` (`compress_`), `recalibration`, `folding`, `files`; `reports`
+  compares.
 """
