@@ -71,7 +71,7 @@ def within(
     spare = limit - _weight(searches, chosen, weigh)
     spare = _exchanged(searches, chosen, finer, spare, weigh)
     if spare > SLACK * limit:
-        spare = _refined(searches, chosen, spare, weigh)
+        spare = _refined(searches, chosen, spare, weigh, SLACK * limit)
     _raised(searches, chosen, spare, weigh)
     return chosen
 
@@ -109,12 +109,14 @@ def _exchanged(
     return spare
 
 
-def _refined(searches: Sequence[LayerSearch], chosen: list[Choice], spare: int, weigh: Weigh) -> int:
+def _refined(
+    searches: Sequence[LayerSearch], chosen: list[Choice], spare: int, weigh: Weigh, enough: float
+) -> int:
     """Bisect the errors of single layers for the finest that fits, the coarsest layers first, in place."""
     order = sorted(range(len(chosen)), key=lambda k: (-chosen[k].error2, k))
     for k in order:
         form = chosen[k].form
-        if form is None or form.eps is None:
+        if form is None or form.eps is None or spare <= enough:
             continue
         fine, coarse = LEVELS[0], form.eps
         for _ in range(REFINEMENTS):

@@ -14,7 +14,7 @@ from models.compression.forms import Form, formed, relative_error
 from models.compression.plans import CompressionPlan, LayerPlan, digest_of
 from models.compression.search import Choice, LayerSearch
 from models.compression.tracing import COUNTED, Calls, Example, traced
-from models.errors import InvalidConfig, refuse_non_finite
+from models.errors import InvalidConfig, InvalidShape, refuse_non_finite
 from models.rsdtr.candidates import RingConfig
 from models.rsdtr.layers import REBUILD, FactorisedLayer
 from models.sttp.apply import SpectralConfig
@@ -46,8 +46,7 @@ def plan(
     Raises NonFinite, naming the parameter, for weights that are not finite; InvalidShape, naming the layer,
     for an input that does not go through; InvalidConfig, with what can be met, for a budget that cannot.
     """
-    for name, parameter in model.named_parameters():
-        refuse_non_finite(parameter.detach(), f"{name} of the model")
+    _refuse_unusable(model)
     chosen = _execution(config, execution)
     calls = traced(model, example_input)
     told = reasons(model, calls, filter_fn)
@@ -76,6 +75,13 @@ def plan(
     size = _bytes(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return CompressionPlan(digest_of(model), repr(config), parameters, size, size - saved, tuple(planned))
+
+
+def _refuse_unusable(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise InvalidShape(f"{name} of the model has no values before its first input: give it one")
+        refuse_non_finite(parameter.detach(), f"{name} of the model")
 
 
 def _execution(config: Config, execution: str | None) -> str:

@@ -18,6 +18,9 @@ from models.rsdtr.layers import FactorisedLayer
 COUNTED: tuple[type[nn.Module], ...] = (nn.Linear, *FORWARD.values(), *TRANSPOSED.values(), FactorisedLayer)
 """What has MACs."""
 
+_REFUSALS = (ModelError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+"""What modules raise at inputs that they do not take."""
+
 Example = Tensor | tuple[Any, ...]
 """A model's input, or all of its positional ones."""
 
@@ -66,7 +69,7 @@ def answered(model: nn.Module, example: Example) -> Any:
         return model(*(example if isinstance(example, tuple) else (example,)))
     except (torch.OutOfMemoryError, NonFinite):
         raise
-    except (ModelError, RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+    except _REFUSALS as error:
         layer = entered[0] if entered else model
         where = names[id(layer)] or "the model itself"
         raise InvalidShape(

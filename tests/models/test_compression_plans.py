@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.cifar_resnet import block_convolutions, missing, pretrained
 from models.compression.applying import choose_plans_, compress_, compressed, exchange_
 from models.compression.budgets import BudgetConfig
 from models.compression.forms import dense_kernel
@@ -181,6 +182,9 @@ def test_planning_leaves_the_model_as_it_was() -> None:
     assert unchanged(model, before)
     assert modes == [module.training for module in model.modules()]
     assert not any(module._forward_pre_hooks for module in model.modules())
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.Conv2d(4, 4, 3))
+    with pytest.raises(InvalidShape, match=r"0\.weight of the model has no values"):
+        plan(lazy, EXAMPLE, RingConfig(0.6))
     with torch.no_grad():
         model[1].conv2.weight[0, 0, 1, 1] = float("nan")
     with pytest.raises(NonFinite, match=r"1\.conv2\.weight"):
@@ -303,3 +307,13 @@ def test_a_spectral_bound_holds_after_import() -> None:
     assert float(largest) == pytest.approx(0.5, rel=2e-5)
     with pytest.raises(InvalidConfig, match="start"):
         plan(network(), EXAMPLE, SpectralConfig("svdp", rank=3, start="identity"))
+
+
+@pytest.mark.skipif(missing() is not None, reason="the pretrained networks of ../shared are absent")
+@pytest.mark.parametrize("pcr", [1.5, pytest.param(2.0, marks=pytest.mark.slow), 4.0])
+def test_a_pretrained_network_meets_its_ratio_within_three_per_cent(pcr: float) -> None:
+    network = pretrained("resnet20").eval()
+    made = plan(network, torch.zeros(1, 3, 32, 32), BudgetConfig(pcr=pcr))
+    assert pcr <= made.pcr <= 1.03 * pcr
+    assert all(layer.after.macs <= layer.before.macs for layer in made.layers)
+    assert {layer.name for layer in made.layers if layer.form} == set(block_convolutions(network))
