@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
+from benchmarks.fields import DATA
+
+FOLDER = DATA / "cifar10"
 BLOCKS = {"resnet20": 3, "resnet32": 5, "resnet56": 9}
 """Of each of the three stages."""
 SIDE = 32
