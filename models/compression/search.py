@@ -11,12 +11,12 @@ from models.compression.forms import LOW_RANK, PAPER, RING, Form
 from models.compression.tracing import Calls
 from models.convolutions import Geometry, geometry_of, kernel_of
 from models.rsdtr.candidates import RingConfig, paper_ring
-from models.rsdtr.cuts import ROUNDING
+from models.rsdtr.cuts import Tails
 from models.rsdtr.low_rank import LowRankShape, blocks_of, low_rank_shapes
 from models.rsdtr.ring import RingShape
 from models.rsdtr.search import RingSearch, groupings
-from models.rsdtr.spectra import Spectra
-from models.rsdtr.steps import Step, best_steps, cost_of, nominal
+from models.rsdtr.spectra import Arrays, Spectra
+from models.rsdtr.steps import OUT, SPATIAL, Step, best_steps, cost_of, nominal
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,14 @@ class Choice:
     error2: float
 
 
+class _KnownSpectra(Spectra):
+    """Spectra whose tails are those of earlier ones of the same arrays; bases are made anew, and let go."""
+
+    def __init__(self, arrays: Arrays, eps: float, known: dict[frozenset[int], Tails]) -> None:
+        super().__init__(arrays, eps)
+        self._tails = known
+
+
 class LayerSearch:
     """The choices of one layer: `dense`, `at` an error, and `raised` ranks of plain SVDs.
 
@@ -43,8 +51,8 @@ class LayerSearch:
         self.item_size = kernel_of(layer).element_size()
         self._calls, self._config = calls, config
         self._kernel = kernel_of(layer, f"the weight of {name}")
-        blocks = blocks_of(self._kernel.to("cpu", torch.float64), self.geometry)
-        self._spectra = Spectra(blocks, config.eps)
+        self._tails: dict[frozenset[int], Tails] = {}
+        self._norm2 = 0.0
         macs = sum(call.times * self.geometry.macs(call.spatial) for call in calls)
         self.dense = Choice(None, self.geometry.parameters(), macs, 0.0)
         self._found: dict[float, Choice] = {}
@@ -65,8 +73,9 @@ class LayerSearch:
         return made if self._fits(made.storage, made.macs) else None
 
     def _smallest(self, eps: float) -> Choice:
-        spectra, groups = self._spectra, self.geometry.groups
-        spectra.allowed = max(0.0, (eps**2 - ROUNDING) * spectra.norm2)
+        blocks = blocks_of(self._kernel.to("cpu", torch.float64), self.geometry)
+        spectra, groups = _KnownSpectra(blocks, eps, self._tails), self.geometry.groups
+        self._norm2 = spectra.norm2
         best, limit = self.dense, self.dense.storage // groups
         for shape in low_rank_shapes(spectra) if self._config.low_rank else ():
             if shape.storage < limit and self._macs(shape) <= self.dense.macs:
@@ -92,9 +101,10 @@ class LayerSearch:
         return storage < self.dense.storage and macs <= self.dense.macs
 
     def _low_rank_error(self, form: Form) -> float:
-        rows = (0, *(2 + axis for axis in form.late))
-        norm2 = self._spectra.norm2
-        return self._spectra.tails(rows).left_out(form.ranks[0]) / norm2 if norm2 else 0.0
+        """By the tails that its own search has left."""
+        axes = frozenset(range(len(self.geometry.block_shape)))
+        left_out = self._tails[axes - {OUT, *(SPATIAL + axis for axis in form.late)}].left_out(form.ranks[0])
+        return left_out / self._norm2 if self._norm2 else 0.0
 
     def _macs(self, shape: RingShape | LowRankShape) -> int:
         """Of the layer's own plan of the fewest."""
