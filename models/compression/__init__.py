@@ -1,7 +1,7 @@
 """The workflow of compressing a trained model: plan, compress_, recalibrate_, report, fold_, and files.
 
 - What a layer is called with, and what it costs: `tracing`, `costs`.
-- Plans: `plans` (what they say), `forms` (how a layer is made), `search`, `budgets`, `planning` (`plan`).
-- Carrying them out: `applying` (`compress_`), `recalibration`, `folding`, `files`; `reports`
-  compares.
+- Plans: `plans` (what they say), `forms` (how a layer is made), `search`, `budgets`, `planning` (`plan`),
+  `tolerance` (by a score).
+- Carrying them out: `applying` (`compress_`), `recalibration`, `folding`, `files`; `reports` compares.
 """

@@ -1,14 +1,15 @@
-"""Averages anew from inputs alone, and compressed models as plain ones."""
+"""Averages anew from inputs alone, plans by a score, and compressed models as plain ones."""
 
 import pytest
 import torch
 from torch import nn
 
-from models.compression.applying import compress_
+from models.compression.applying import compress_, compressed
 from models.compression.folding import fold_
 from models.compression.planning import plan
 from models.compression.recalibration import recalibrate_
-from models.errors import InvalidShape, NonFinite
+from models.compression.tolerance import plan_within_drop
+from models.errors import InvalidConfig, InvalidShape, NonFinite
 from models.rsdtr.candidates import RingConfig
 from models.sttp.apply import SpectralConfig
 
@@ -111,3 +112,56 @@ def test_a_folded_model_is_plain_and_the_same_map(config: RingConfig | SpectralC
     assert type(model[4]) is nn.Conv3d
     layers = list(model)
     assert all(a is b for a, b in zip(fold_(model), layers, strict=True))
+
+
+def test_the_coarsest_plan_within_a_drop_is_taken() -> None:
+    model = network().eval()
+    recalibrate_(model, batches())
+    x = torch.cat(batches())
+    with torch.no_grad():
+        targets = model(x)
+
+    def score(candidate: nn.Module) -> float:
+        with torch.no_grad():
+            return -float((candidate.eval()(x) - targets).square().mean().sqrt())
+
+    before = state(model)
+    plans = [plan_within_drop(model, x[:1], score, drop, batches=batches()) for drop in (1e-6, 0.02, 0.08)]
+    drops = [-score(recalibrate_(compressed(model, made), batches())) for made in plans]
+    assert all(drop <= limit for drop, limit in zip(drops, (1e-6, 0.02, 0.08), strict=True))
+    assert 1 == plans[0].pcr < plans[1].pcr < plans[2].pcr
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(InvalidConfig, match="max_drop = -1"):
+        plan_within_drop(model, x[:1], score, -1)
+    scores = iter([1.0, 0.25])
+    with pytest.raises(InvalidConfig, match=r"at least 0\.75"):
+        plan_within_drop(model, x[:1], lambda _: next(scores), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [
+        ([nn.Conv1d(6, 12, 5, stride=2, padding=2), nn.Conv1d(12, 12, 3, groups=2)], (2, 6, 24)),
+        ([nn.Conv3d(4, 8, 3, dilation=(1, 2, 1), padding=2, padding_mode="circular")], (1, 4, 7, 7, 7)),
+        ([nn.ConvTranspose3d(8, 6, 3, stride=2, output_padding=1, groups=2)], (1, 8, 3, 3, 3)),
+        ([nn.Conv2d(4, 8, (3, 5), padding="same"), nn.ConvTranspose2d(8, 8, 3)], (2, 4, 9, 9)),
+        ([nn.Linear(12, 20), nn.Linear(20, 8)], (2, 5, 12)),
+    ],
+)
+@pytest.mark.parametrize("execution", ["rebuild", "fewest"])
+def test_every_kind_of_layer_is_compressed_to_the_map_of_its_folded_kernel(
+    layers: list[nn.Module], shape: tuple[int, ...], execution: str
+) -> None:
+    model = nn.Sequential(*layers).double().eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, dtype=torch.float64, generator=generator))
+    x = torch.randn(shape, dtype=torch.float64, generator=generator)
+    made = plan(model, x, RingConfig(0.9), lambda *_: True, execution=execution)
+    assert len(made.forms) == len(layers)
+    assert (made.macs_executed < made.macs) == (execution == "fewest")
+    compact = compressed(model, made)
+    with torch.no_grad():
+        answer = compact(x)
+        torch.testing.assert_close(fold_(compact)(x), answer, rtol=1e-11, atol=1e-11)
