@@ -13,6 +13,8 @@ from models.convolutions import FORWARD, TRANSPOSED, geometry_of
 from models.rsdtr.layers import FactorisedLayer
 
 KINDS: tuple[type[nn.Module], ...] = (nn.Linear, *FORWARD.values(), *TRANSPOSED.values())
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
 Filter = Callable[[nn.Module, str], bool]
 """(layer, its name in the model) -> whether it is to be compressed."""
 
@@ -38,10 +40,11 @@ def reasons(model: nn.Module, calls: Mapping[str, Calls], filter_fn: Filter | No
     for name, module in model.named_modules():
         for own in module.parameters(recurse=False):
             owners.setdefault(id(own), []).append(name)
+    readers = _read_by_torch(model)
     stem, head = _stem_and_head(found, calls)
     told = {}
     for name, layer in found.items():
-        told[name] = _unable(name, layer, calls.get(name, ()), owners)
+        told[name] = readers.get(id(layer), "") or _unable(name, layer, calls.get(name, ()), owners)
         if told[name]:
             continue
         if filter_fn is not None:
@@ -57,6 +60,16 @@ def _stem_and_head(
     convolutions = [name for name in calls if not isinstance(found.get(name), nn.Linear)]
     linear = [name for name in calls if isinstance(found.get(name), nn.Linear)]
     return (convolutions[0] if convolutions else None), (linear[-1] if linear else None)
+
+
+def _read_by_torch(model: nn.Module) -> dict[int, str]:
+    """The parts of PyTorch's own modules, attention say: these read weights past the parts' calls."""
+    return {
+        id(part): f"unsupported: {type(whole).__name__} reads its weights itself"
+        for whole in model.modules()
+        if type(whole).__module__.startswith("torch.nn.modules") and type(whole) not in _CONTAINERS
+        for part in whole.children()
+    }
 
 
 def _unable(name: str, layer: nn.Module, calls: Calls, owners: Mapping[int, list[str]]) -> str:

@@ -42,8 +42,10 @@ _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 def to_bytes(model: nn.Module, plan: CompressionPlan | None = None) -> bytes:
     """A safetensors file of a compressed model, or of any; the same model gives the same bytes.
 
-    With its `plan`, the file says which weights it came from and with what error.
+    With its `plan`, the file says which weights it came from and with what error. Raises InvalidShape for a
+    spectral layer that the model has under two names.
     """
+    _refuse_spectral_twice(model)
     tensors, spectral = packed(model)
     planned = {} if plan is None else {layer.name: layer for layer in plan.layers}
     layers = {}
@@ -91,6 +93,16 @@ def from_bytes_(model: nn.Module, content: bytes) -> dict[str, Any]:
         if spectral_of(layer) is not None:
             layer.train(layer.training)
     return document
+
+
+def _refuse_spectral_twice(model: nn.Module) -> None:
+    names: dict[int, str] = {}
+    for name, layer in model.named_modules(remove_duplicate=False):
+        if spectral_of(layer) is not None and names.setdefault(id(layer), name) != name:
+            raise InvalidShape(
+                f"{names[id(layer)]} and {name} are one layer with a spectral weight, which files do not "
+                "hold: leave it dense by a filter, or fold it"
+            )
 
 
 def _told(layer: FactorisedLayer) -> dict[str, Any]:

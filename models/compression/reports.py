@@ -200,8 +200,9 @@ def _latency(seconds: list[float]) -> Latency:
 def _seconds(model: nn.Module, example: Example) -> float:
     on_gpu = any(parameter.is_cuda for parameter in model.parameters())
     clock = time.perf_counter if on_gpu else time.process_time
+    inputs = example if isinstance(example, tuple) else (example,)
     start = clock()
-    answered(model, example)
+    model(*inputs)
     if on_gpu:
         torch.cuda.synchronize()
     return clock() - start

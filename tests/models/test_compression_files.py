@@ -161,3 +161,20 @@ def test_another_model_is_refused_and_stays_as_it_was() -> None:
     with pytest.raises(NonFinite, match=r"7\.bias"):
         from_bytes_(fresh, to_bytes(model))
     assert type(fresh[2]) is nn.Conv2d
+
+
+def test_a_layer_used_twice_is_read_back_as_one_or_refused_by_name() -> None:
+    def twice(seed: int) -> nn.Sequential:
+        torch.manual_seed(seed)
+        layer = nn.Conv2d(8, 8, 3, padding=1)
+        return nn.Sequential(nn.Conv2d(2, 8, 3), layer, nn.ReLU(), layer).eval()
+
+    model, fresh = twice(0), twice(1)
+    from_bytes_(fresh, to_bytes(compress_(model, plan(model, EXAMPLE, RingConfig(0.8)))))
+    assert fresh[1] is fresh[3]
+    assert isinstance(fresh[1], FactorisedLayer)
+    assert torch.equal(fresh(EXAMPLE), model(EXAMPLE))
+    spectral = twice(0)
+    compress_(spectral, plan(spectral, EXAMPLE, SpectralConfig("svdp", rank=2)))
+    with pytest.raises(InvalidShape, match="1 and 3 are one layer"):
+        to_bytes(spectral)

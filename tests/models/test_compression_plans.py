@@ -107,6 +107,19 @@ def test_what_cannot_be_replaced_is_named() -> None:
     assert "nn.Sequential" in plan(single, torch.randn(1, 8, 9, 9), RingConfig(0.9)).layers[0].reason
 
 
+def test_layers_whose_weights_are_read_by_others_stay() -> None:
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(16, 2, 64, batch_first=True)
+    model = nn.Sequential(nn.Linear(16, 16), nn.TransformerEncoder(block, 1)).eval()
+    x = torch.randn(1, 5, 16)
+    made = plan(model, x, RingConfig(0.8), lambda *_: True)
+    assert set(made.forms) == {"0"}
+    told = {layer.name: layer.reason for layer in made.layers}
+    assert "TransformerEncoderLayer reads" in told["1.layers.0.linear1"]
+    with torch.no_grad():
+        assert compressed(model, made)(x).shape == x.shape
+
+
 def test_a_filter_decides_itself() -> None:
     made = plan(network(), EXAMPLE, RingConfig(0.8), lambda layer, name: name in ("4", "2"))
     assert set(made.forms) == {"2", "4"}
