@@ -330,3 +330,31 @@ def test_a_pretrained_network_meets_its_ratio_within_three_per_cent(pcr: float) 
     assert pcr <= made.pcr <= 1.03 * pcr
     assert all(layer.after.macs <= layer.before.macs for layer in made.layers)
     assert {layer.name for layer in made.layers if layer.form} == set(block_convolutions(network))
+
+
+def test_what_a_budget_leaves_goes_to_single_ranks() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(300, 400), nn.Linear(400, 1))
+    total, one_rank = sum(own.numel() for own in model.parameters()), 300 + 400
+    for pcr in (1.3, 1.6, 2.0, 3.3):
+        made = plan(model, torch.zeros(1, 300), BudgetConfig(pcr=pcr, modes=()))
+        spare = int(total / pcr) - (total - 300 * 400)
+        assert made.forms["0"].ranks == (spare // one_rank,)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_what_has_fewer_parameters_but_more_macs_stays_dense(stride: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 8, 3, stride=stride, padding=1)
+    with torch.no_grad():
+        product = torch.randn(8 * 3, 10) @ torch.randn(10, 8 * 3)
+        layer.weight.copy_(product.reshape(8, 3, 8, 3).transpose(1, 2))
+    model = nn.Sequential(nn.Conv2d(1, 8, 1), layer)
+    made = plan(model, torch.zeros(1, 1, 16, 16), RingConfig(1e-3))
+    told = {planned.name: planned for planned in made.layers}["1"]
+    if stride == 1:
+        assert told.form is not None
+        assert (told.form.ranks, told.form.late) == ((10,), (0,))
+    else:
+        assert told.form is None
+        assert told.reason.startswith("no gain")
