@@ -24,7 +24,7 @@ import numpy as np
 import zarr
 
 from storage.derived_coding import PLAIN, Coding, framed, putt
-from storage.derived_draft import Draft, Drafts
+from storage.derived_draft import Draft, Drafts, Shard
 from storage.derived_writing import Box, Call, Coarser, Values, Writer, merged
 from storage.disk import sync
 from storage.gaps import NAME as GAPS
@@ -139,19 +139,14 @@ def drafted(  # noqa: PLR0913
         _copy_gaps(source, draft)
     report(Progress("manifest"))
     finest = [draft.shards[place.key] for place in writer.places(0)]
-    stored = replace(
-        source.stored,
+    facts = replace(
+        _facts(source.stored, finest, keep_gaps),
         array_shape=tuple(arrays[0].shape),
         dtype=dtype.name,
-        statistics=replace(
-            merged(finest).statistics(replaced=0),
-            replaced=source.stored.statistics.replaced if keep_gaps else 0,
-        ),
-        warnings=(*_still_true(source.stored.warnings, keep_gaps), *warnings),
         derived=derivation,
     )
     with draft.in_hand():
-        stored = seal(group, draft.store, stored)
+        stored = seal(group, draft.store, replace(facts, warnings=(*facts.warnings, *warnings)))
     return Written(
         draft,
         stored,
@@ -232,6 +227,16 @@ def _copy_gaps(source: Volume, draft: Draft) -> None:
     Manifest(objects).verify(source.path)
     for key in objects:
         draft.write(key, (source.path / key).read_bytes())
+
+
+def _facts(source: StoredVolume, finest: Sequence[Shard], gaps: bool) -> StoredVolume:
+    """The source's, of what its shards hold now; `gaps` says whether those that it has are still there."""
+    replaced = source.statistics.replaced if gaps else 0
+    return replace(
+        source,
+        statistics=replace(merged(finest).statistics(replaced=0), replaced=replaced),
+        warnings=tuple(_still_true(source.warnings, gaps)),
+    )
 
 
 def _still_true(warnings: Sequence[str], gaps: bool) -> Iterator[str]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.sttp_counts import wide_resnet
 from models.errors import InvalidConfig, InvalidShape
 from models.sttp.shapes import (
     Layout,
@@ -30,16 +31,9 @@ WRN_28_10 = {  # rank: (STTP, Z %, SVDP, Z %) of the official code
 
 
 def _wide_resnet(depth: int, widening: int) -> tuple[list[WeightShape], int]:
-    """The weights of a WRN, and its other numbers: biases, and four of each normalised channel."""
-    shapes, normalised, inputs = [(16, 3, 3, 3)], 0, 16
-    for width in (16 * widening, 32 * widening, 64 * widening):
-        for _ in range((depth - 4) // 6):
-            normalised += inputs + width
-            shapes += [(width, inputs, 3, 3), (width, width, 3, 3)]
-            shapes += [(width, inputs, 1, 1)] if width != inputs else []
-            inputs = width
-    biases = sum(shape[0] for shape in shapes) + 10
-    return [WeightShape(shape) for shape in [*shapes, (10, inputs)]], biases + 4 * (normalised + inputs)
+    """The weights of a WRN, and its other numbers."""
+    shapes, others = wide_resnet(depth, widening)
+    return [WeightShape(shape) for shape in shapes], others
 
 
 def _counts(weights: list[WeightShape], method: str, rank: int, *, constant: bool = False) -> int:
