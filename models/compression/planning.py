@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 
 from torch import nn
 
@@ -19,6 +20,11 @@ from models.rsdtr.candidates import RingConfig
 from models.rsdtr.layers import REBUILD, FactorisedLayer
 from models.sttp.apply import SpectralConfig
 from models.sttp.weights import weight_shape
+from models.training import ignore
+from models.types import Report
+
+SEARCHING, FACTORISING = "searching", "factorising"
+"""What a `Report` is told: searches of layers, as often as a budget asks, and layers in their forms."""
 
 FEWEST = "fewest"
 """The execution of the fewest MACs; the other is REBUILD, the dense convolution with a kernel kept."""
@@ -36,12 +42,14 @@ def plan(
     filter_fn: Filter | None = None,
     *,
     execution: str | None = None,
+    report: Report = ignore,
 ) -> CompressionPlan:
     """A plan for the model, which is left as it is; costs are those for the example input.
 
     Without a filter the stem, the head and kernels of one voxel stay dense; a filter (layer, name) decides
     itself. `execution` of rings and SVDs is "rebuild" or "fewest" (MACs); None is "fewest" for a budget of
-    MACs. The same weights, shapes and settings give the same plan, byte for byte.
+    MACs. The same weights, shapes and settings give the same plan, byte for byte. `report` is called before
+    each layer, with the phases SEARCHING and FACTORISING; what it raises ends the planning.
 
     Raises NonFinite, naming the parameter, for weights that are not finite; InvalidShape, naming the layer,
     for an input that does not go through; InvalidConfig, with what can be met, for a budget that cannot.
@@ -57,10 +65,11 @@ def plan(
         forms = _spectral_forms(open_, config)
     else:
         rest = sum(cost.executed for name, cost in before.items() if name not in open_)
-        forms = _ring_forms(model, open_, calls, config, rest)
+        forms = _ring_forms(model, open_, calls, config, rest, report)
     kept = BUDGET if isinstance(config, BudgetConfig) else NO_GAIN
     planned, saved = [], 0
-    for name, layer in layers.items():
+    for number, (name, layer) in enumerate(layers.items()):
+        report(FACTORISING, number, len(layers))
         kind, cost, form = type(layer).__name__, before[name], forms.get(name)
         if form is None:
             planned.append(LayerPlan(name, kind, cost, cost, reason=told[name] or kept))
@@ -100,21 +109,42 @@ def _ring_forms(
     calls: Mapping[str, Calls],
     config: RingConfig | BudgetConfig,
     rest: int,
+    report: Report,
 ) -> dict[str, Form]:
     """The forms of the layers that change; `rest` are the MACs of those that may not."""
     if isinstance(config, RingConfig):
-        found = {
-            name: LayerSearch(layer, calls[name], config, name).at(config.eps).form
-            for name, layer in layers.items()
-        }
+        found = {}
+        for number, (name, layer) in enumerate(layers.items()):
+            report(SEARCHING, number, len(layers))
+            found[name] = LayerSearch(layer, calls[name], config, name).at(config.eps).form
         return {name: form for name, form in found.items() if form is not None}
-    searches = [LayerSearch(layer, calls[name], config.ring(), name) for name, layer in layers.items()]
+    done = count()
+    searches = [
+        _ReportedSearch(layer, calls[name], config.ring(), name, lambda: report(SEARCHING, next(done), None))
+        for name, layer in layers.items()
+    ]
     choices = _budgeted(model, searches, config, rest)
     return {
         search.name: choice.form
         for search, choice in zip(searches, choices, strict=True)
         if choice.form is not None
     }
+
+
+class _ReportedSearch(LayerSearch):
+    """A search that calls `before` each time that it is asked for an error anew."""
+
+    def __init__(
+        self, layer: nn.Module, calls: Calls, config: RingConfig, name: str, before: Callable[[], None]
+    ) -> None:
+        super().__init__(layer, calls, config, name)
+        self._before = before
+
+    def at(self, eps: float) -> Choice:
+        """See `LayerSearch`."""
+        if eps not in self._found:
+            self._before()
+        return super().at(eps)
 
 
 def _budgeted(

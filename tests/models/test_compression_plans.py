@@ -358,3 +358,27 @@ def test_what_has_fewer_parameters_but_more_macs_stays_dense(stride: int) -> Non
     else:
         assert told.form is None
         assert told.reason.startswith("no gain")
+
+
+@pytest.mark.parametrize("config", [RingConfig(0.5), BudgetConfig(pcr=1.5), SpectralConfig("svdp", rank=2)])
+def test_planning_is_watched_layer_by_layer_and_ended_by_what_watches(
+    config: RingConfig | BudgetConfig | SpectralConfig,
+) -> None:
+    model, seen = network(), list[tuple[str, int, int | None]]()
+    before = state(model)
+    made = plan(model, EXAMPLE, config, report=lambda *told: seen.append(told))
+    assert made == plan(model, EXAMPLE, config)
+    searched = [told for told in seen if told[0] == "searching"]
+    assert seen[len(searched) :] == [("factorising", k, len(made.layers)) for k in range(len(made.layers))]
+    assert [done for _, done, _ in searched] == list(range(len(searched)))
+    assert (len(searched) > 0) == (not isinstance(config, SpectralConfig))
+
+    def ending(phase: str, done: int, total: int | None) -> None:
+        if len(ended) == 2:
+            raise KeyboardInterrupt
+        ended.append(phase)
+
+    ended: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        plan(model, EXAMPLE, config, report=ending)
+    assert unchanged(model, before)
