@@ -59,7 +59,7 @@ def normalised(pixels: Pixels) -> Float[Tensor, "n 3 32 32"]:
 def augmented(
     batch: Float[Tensor, "n c 32 32"] | UInt8[Tensor, "n c 32 32"], generator: torch.Generator
 ) -> Float[Tensor, "n c 32 32"] | UInt8[Tensor, "n c 32 32"]:
-    """Each image moved by up to MARGIN pixels either way, zeros moving in, and mirrored in one case of two."""
+    """Images moved by up to MARGIN pixels either way, zeros moving in, and one in two of them mirrored."""
     n = len(batch)
     down, right = torch.randint(0, 2 * MARGIN + 1, (2, n, 1), generator=generator)
     mirrored = torch.randint(0, 2, (n, 1), generator=generator, dtype=torch.bool)
