@@ -15,13 +15,19 @@ Too few patients for a level, K < 1 / (1 - level) - 1, make Q infinite. That is 
 still hold, and a model is not withheld because its 95 % interval cannot be had yet. Such intervals are
 -inf ... inf (sets hold all classes), in JSON the threshold is null, and `needed` says how many patients would
 do.
+
+Another model f' may take the place of the calibrated f, a compressed one say. A score moves by no more than
+answers do: |y - f'| <= |y - f| + |f' - f|, and likewise for quantiles and classes. So what held with Q holds
+with Q + D for a patient whose answers change by D at most. With D the largest change on K patients that are
+exchangeable with the new one, and had no part in making f', the new one's is larger with probability
+1 / (K + 1) at most, being then the largest of K + 1: the coverage is `level` - 1 / (K + 1) at least.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -45,10 +51,32 @@ GUARANTEES = {
 
 
 @dataclass(frozen=True)
+class Change:
+    """Of answers by another model in the place of the calibrated one: no number of them by more than
+    `largest`, on so many `patients`. `apart`: these had no part in making the other model.
+    """
+
+    largest: float
+    patients: int
+    apart: bool
+
+    @property
+    def allowance(self) -> float:
+        """How probable a larger change of a new patient's answers is, at most, where they are `apart`."""
+        return 1 / (self.patients + 1)
+
+    def __str__(self) -> str:
+        told = f"widened by {self.largest:.4g}, the largest change of an answer by compression on "
+        if self.apart:
+            return f"{told}{self.patients} patients: at most {self.allowance:.2g} less"
+        return f"{told}{self.patients} patients who had a part in it: about {self.allowance:.2g} less"
+
+
+@dataclass(frozen=True)
 class Conformal:
     """How far answers are widened for each level. Make one with `Conformal.of`.
 
-    `thresholds` are infinite where the calibration had too few patients.
+    `thresholds` are infinite where the calibration had too few patients; they have the `changes` in them.
     """
 
     task: Task
@@ -56,6 +84,7 @@ class Conformal:
     patients: int
     levels: tuple[float, ...]
     thresholds: tuple[float, ...]
+    changes: tuple[Change, ...] = ()
 
     def __post_init__(self) -> None:
         if self.method not in GUARANTEES:
@@ -82,6 +111,18 @@ class Conformal:
         thresholds = tuple(threshold(scores, patients, level) for level in levels)
         return cls(task, method, len(set(patients)), tuple(levels), thresholds)
 
+    def widened(self, change: Change) -> Self:
+        """For answers of another model. See the module's text; raises InvalidConfig for no such change."""
+        if not 0 <= change.largest < math.inf or change.patients < 1:
+            raise InvalidConfig("change", change, "at least 0 and finite, on one patient or more")
+        thresholds = tuple(threshold + change.largest for threshold in self.thresholds)
+        return replace(self, thresholds=thresholds, changes=(*self.changes, change))
+
+    @property
+    def guarantee(self) -> str:
+        """What the thresholds promise, in words."""
+        return "; ".join([GUARANTEES[self.method], *map(str, self.changes)])
+
     def intervals(self, outputs: Float64[Array, "n o"], level: float) -> Float64[Array, "n 2"]:
         """Lowest and highest target for each row; infinite where patients were too few.
 
@@ -106,15 +147,17 @@ class Conformal:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON: for each level the threshold, or null, and how many patients it needs."""
+        changes = {"changes": [asdict(change) for change in self.changes]} if self.changes else {}
         return {
             "task": {"kind": self.task.kind, "classes": list(self.task.classes)},
             "method": self.method,
-            "guarantee": GUARANTEES[self.method],
+            "guarantee": self.guarantee,
             "patients": self.patients,
             "levels": [
                 {"level": level, "threshold": q if math.isfinite(q) else None, "needed": needed(level)}
                 for level, q in zip(self.levels, self.thresholds, strict=True)
             ],
+            **changes,
         }
 
     @classmethod
@@ -127,6 +170,7 @@ class Conformal:
             data["patients"],
             tuple(level["level"] for level in data["levels"]),
             tuple(math.inf if q is None else q for q in thresholds),
+            tuple(Change(**change) for change in data.get("changes", ())),
         )
 
     def _threshold(self, level: float) -> float:

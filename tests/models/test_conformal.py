@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from models.errors import InvalidConfig, InvalidShape
-from models.learning.conformal import COVERAGES, Conformal, cv_plus, guaranteed, misses, needed, threshold
+from models.learning.conformal import (
+    COVERAGES,
+    Change,
+    Conformal,
+    cv_plus,
+    guaranteed,
+    misses,
+    needed,
+    threshold,
+)
 from models.learning.task import Task
 from models.types import Array
 
@@ -137,6 +146,62 @@ def test_a_calibration_is_told_as_json_with_what_is_missing() -> None:
     assert told_json["levels"][2]["needed"] == 19
     assert "no guarantee" in told_json["guarantee"]
     assert np.isinf(found.intervals(told, 0.95)).all()
+
+
+def answers_of(task: Task, rng: np.random.Generator, rows: int) -> tuple[Array, Array]:
+    """Answers of a model and truths."""
+    if task is CLASSES:
+        return rng.dirichlet((1.0, 1.0, 1.0), rows), rng.integers(0, 3, rows).astype(float)
+    return np.sort(rng.normal(size=(rows, task.outputs)), axis=1), rng.normal(size=rows)
+
+
+@pytest.mark.parametrize("task", [MEAN, QUANTILES, CLASSES], ids=lambda task: task.kind)
+def test_what_the_calibrated_model_held_another_holds_when_widened_by_the_change(task: Task) -> None:
+    rng = np.random.default_rng(10)
+    told, truth = answers_of(task, rng, 400)
+    found = Conformal.of(told, truth, names(400), task)
+    others = answers_of(task, rng, 400)[0]
+    other = told + 0.2 * (others - told)
+    change = Change(float(np.abs(other - told).max()), 400, apart=True)
+    widened = found.widened(change)
+    assert (misses(other, truth, task) <= misses(told, truth, task) + change.largest + 1e-12).all()
+    assert (misses(other, truth, task) > misses(told, truth, task)).any()
+    for level, q in zip(COVERAGES, found.thresholds, strict=True):
+        held = misses(told, truth, task) <= q
+        assert held.mean() >= level
+        if task is CLASSES:
+            assert widened.sets(other, level)[np.arange(400), truth.astype(int)][held].all()
+        else:
+            assert inside(widened.intervals(other, level), truth)[held].all()
+
+
+@pytest.mark.parametrize("patients", [1, 4, 30])
+def test_a_new_patients_change_is_the_largest_of_all_no_oftener_than_the_allowance(patients: int) -> None:
+    """Whoever of K + 1 patients is the new one, in turn: that is what exchangeable means."""
+    changes = np.random.default_rng(patients).pareto(1.0, patients + 1)
+    changes[0] = changes[-1]
+    larger = [changes[new] > np.delete(changes, new).max() for new in range(patients + 1)]
+    assert np.mean(larger) <= Change(1.0, patients, apart=True).allowance
+    distinct = np.arange(patients + 1.0)
+    larger = [distinct[new] > np.delete(distinct, new).max() for new in range(patients + 1)]
+    assert np.mean(larger) == Change(1.0, patients, apart=True).allowance
+
+
+def test_widened_thresholds_are_told_and_read_again() -> None:
+    found = Conformal(MEAN, "split", 19, (0.8, 0.95), (1.0, math.inf))
+    assert "changes" not in found.to_json()
+    twice = found.widened(Change(0.5, 9, apart=True)).widened(Change(0.25, 4, apart=False))
+    assert twice.thresholds == (1.75, math.inf)
+    told = json.loads(json.dumps(twice.to_json(), allow_nan=False))
+    assert Conformal.from_json(told) == twice
+    assert Conformal.from_json(found.to_json()) == found
+    first, second, third = told["guarantee"].split("; ")
+    assert first == found.guarantee
+    assert second.endswith("on 9 patients: at most 0.1 less")
+    assert third.endswith("on 4 patients who had a part in it: about 0.2 less")
+    for change in (Change(math.inf, 9, apart=True), Change(-1.0, 9, apart=True), Change(0.1, 0, apart=True)):
+        with pytest.raises(InvalidConfig, match="change"):
+            found.widened(change)
 
 
 @pytest.mark.parametrize("folds", [4, 20])
