@@ -1,7 +1,8 @@
 """A trained model as an artifact: tensors, and a manifest with all that using and judging it takes.
 
 The manifest holds no time and no name of a job: the same cohort, seed and versions make the same bytes. Of
-patients it holds salted digests alone, so that an evaluation can say whom a model has seen.
+patients it holds salted digests alone, so that an evaluation can say whom a model has seen. A model that was
+made of another one has its lineage: the digests of the files that it came from, and how each was made.
 """
 
 from __future__ import annotations
@@ -28,13 +29,12 @@ from models.regressors.base import Extent, Model, Regressor
 from models.regressors.settings import settings_of
 from models.types import Array
 from storage.artifacts import ArtifactWriter
-from storage.errors import InvalidParameters, UnusableModel
+from storage.errors import InvalidParameters, MissingArtifact, UnusableModel
 from storage.jobs import Artifact, Job, JobState
 from storage.tensors import unpacked
-from workers.cohorts import Table
 from workers.context import JobContext
+from workers.lineage import Compression, Training
 from workers.memory import BASE_BYTES
-from workers.packages import versions
 from workers.schemas import pointer
 
 if TYPE_CHECKING:
@@ -42,7 +42,11 @@ if TYPE_CHECKING:
 
 MODEL = "model.safetensors"
 SCHEMA = 2
-TRAIN = "train"
+TRAIN, COMPRESS_MODEL = "train", "compress-model"
+MAKERS = (TRAIN, COMPRESS_MODEL)
+"""Kinds of jobs whose artifact `MODEL` is a model."""
+MODEL_ID = f"the id of the job that made it, of the kind {' or '.join(MAKERS)}"
+"""What a parameter that names a model says of itself."""
 NOTICE = "For research. Not a medical device."
 CURE = "train it again, or use the version of Tomotrain that made it"
 UNREADABLE = (ModelError, ValueError, LookupError, TypeError, AttributeError)
@@ -60,28 +64,6 @@ class Covariate:
     name: str
     least: float
     most: float
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a model was made of: digests of the scans' voxels, of the table and of the patients' names."""
-
-    volumes: tuple[str, ...]
-    table: str
-    patients: tuple[str, ...]
-    rows: int
-    seed: int
-    packages: dict[str, str]
-
-    @classmethod
-    def of(cls, table: Table, seed: int) -> Self:
-        """What is known of a training by its table."""
-        patients = tuple(sorted({_salted(name, table.sha256) for name in table.patients}))
-        return cls(tuple(table.digests), table.sha256, patients, len(table), seed, versions())
-
-    def knows(self, patient: str) -> bool:
-        """Whether a patient of this name was learnt from."""
-        return _salted(patient, self.table) in self.patients
 
 
 class Named(BaseModel):
@@ -108,11 +90,14 @@ class Record(BaseModel):
     target: Named
     training: Training
     scores: tuple[dict[str, Any], ...]
+    lineage: tuple[Compression, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A model with what belongs to it. `scores` are those out of fold, as `Score.to_json` has them."""
+    """A model with what belongs to it. `scores` are those out of fold, as `Score.to_json` has them; there are
+    none of a model that was made of another one, by the steps of its `lineage`, the first first.
+    """
 
     recipe: Regressor
     task: Task
@@ -125,6 +110,7 @@ class TrainedModel:
     target_unit: str
     training: Training
     scores: tuple[dict[str, Any], ...]
+    lineage: tuple[Compression, ...] = ()
 
     def save(self, artifacts: ArtifactWriter) -> Artifact:
         """Write it."""
@@ -142,6 +128,7 @@ class TrainedModel:
             "target": {"name": self.target_name, "unit": self.target_unit},
             "training": asdict(self.training),
             "scores": list(self.scores),
+            **({"lineage": [asdict(step) for step in self.lineage]} if self.lineage else {}),
         }
         return artifacts.write_tensors(MODEL, self.model.tensors(), record)
 
@@ -174,12 +161,18 @@ class TrainedModel:
             record.target.unit,
             record.training,
             record.scores,
+            record.lineage,
         )
 
     def answers(self, inputs: Inputs) -> Float64[Array, "n o"]:
         """The answers to rows: the model's, its quantiles moved by what was missed."""
         told = self.model.predict(inputs)
         return told if self.shift is None else self.shift(told)
+
+    @property
+    def learnt_from(self) -> tuple[Training, ...]:
+        """What the model knows the targets of: the training, and what it was made smaller by."""
+        return (self.training, *(step.made_on for step in self.lineage if step.labels))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -223,11 +216,15 @@ def covariates_of(names: Sequence[str], values: Float64[Array, "n t"]) -> tuple[
 
 
 class Found(NamedTuple):
-    """A model that a job made, its file's sha-256, which was compared with the bytes, and their number."""
+    """A model that a job made, its file's sha-256, which was compared with the bytes, and the job with those
+    before it, the first training first. `size` is the largest number of bytes that any of these files has:
+    a compressed network is loaded into a dense one.
+    """
 
     trained: TrainedModel
     sha256: str
     size: int
+    jobs: tuple[Job, ...]
 
     def takes(self, extent: Extent) -> dict[str, int]:
         """The memory that asking about so much takes, by the recipe's name: the model's own is in it."""
@@ -242,20 +239,39 @@ def trained_model(context: JobContext, job_id: str) -> Found:
     """
     job = context.find_job(job_id)
     _refuse_no_model(job)
-    size = sum(artifact.size for artifact in job.artifacts if artifact.name == MODEL)
+    jobs = (*_ancestors(context, job), job)
+    size = max(model_artifact(each).size for each in jobs)
     cure = f"the model has {size:,} bytes; take a smaller one"
     context.require_memory(BASE_BYTES + LOADING_COPIES * size, cure)
     content = context.artifact(job, MODEL)
     trained = TrainedModel.load(job_id, content, torch.device(context.device))
-    return Found(trained, hashlib.sha256(content).hexdigest(), size)
+    return Found(trained, hashlib.sha256(content).hexdigest(), size, jobs)
+
+
+def model_artifact(job: Job) -> Artifact:
+    """The model's file among what a job wrote. Raises MissingArtifact."""
+    found = next((artifact for artifact in job.artifacts if artifact.name == MODEL), None)
+    if found is None:
+        raise MissingArtifact(job.id, MODEL)
+    return found
+
+
+def _ancestors(context: JobContext, job: Job) -> list[Job]:
+    """The jobs whose models a job's model was made of, the first training first."""
+    found: list[Job] = []
+    while job.kind == COMPRESS_MODEL:
+        job = context.find_job(job.parameters["model"])
+        found.insert(0, job)
+    return found
 
 
 def _refuse_no_model(job: Job) -> None:
-    if job.kind != TRAIN:
-        raise UnusableModel(job.id, f"it is a job of the kind {job.kind}; name one of the kind {TRAIN}")
+    if job.kind not in MAKERS:
+        kinds = " or ".join(MAKERS)
+        raise UnusableModel(job.id, f"it is a job of the kind {job.kind}; name one of the kind {kinds}")
     if job.state is not JobState.SUCCEEDED:
         cure = "name one that succeeded" if job.state.terminal else "wait until it has succeeded"
-        raise UnusableModel(job.id, f"its training is {job.state}; {cure}")
+        raise UnusableModel(job.id, f"its job is {job.state}; {cure}")
 
 
 def _refuse_other_schema(record: dict[str, Any]) -> None:
@@ -279,7 +295,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"its record lacks {error}"
     return str(error) if isinstance(error, ModelError) else f"it cannot be read: {error}"
-
-
-def _salted(patient: str, salt: str) -> str:
-    return hashlib.sha256(f"{salt}\0{patient}".encode()).hexdigest()

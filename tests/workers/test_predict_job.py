@@ -248,8 +248,8 @@ def test_only_a_training_that_succeeded_has_a_model(school: School, model: Job, 
     queued = school.catalogue.submit("train", {"rows": school.rows})
     failed = school.train(school.rows[:2])
     for job_id, words in (
-        (queued.id, "its training is queued; wait until it has succeeded"),
-        (failed.id, "its training is failed; name one that succeeded"),
+        (queued.id, "its job is queued; wait until it has succeeded"),
+        (failed.id, "its job is failed; name one that succeeded"),
         (school.catalogue.volume(unseen).ingest_job, "a job of the kind ingest; name one of the kind train"),
     ):
         job = predicted(school, job_id, unseen)

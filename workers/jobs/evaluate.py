@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import ClassVar, Self
 
@@ -23,7 +24,7 @@ from workers.context import JobContext
 from workers.jobs.base import CohortKind, Outcome, Parameters, Result, Warned
 from workers.judgement import calibration, coverage, figure
 from workers.memory import peak_bytes
-from workers.models import NOTICE, TrainedModel, trained_model
+from workers.models import MODEL_ID, NOTICE, TrainedModel, trained_model
 from workers.packages import versions
 from workers.preparing import prepared
 from workers.scans import Readers
@@ -34,7 +35,7 @@ ERRORS = "errors.csv"
 class EvaluateParameters(Parameters):
     """Which model, and what is true."""
 
-    model: str = Field(min_length=1, max_length=100, description="the id of the train job that made it")
+    model: str = Field(min_length=1, max_length=100, description=MODEL_ID)
     rows: list[Row] = Field(min_length=1, max_length=MOST_ROWS, description="scans and their true targets")
     seed: int = Field(0, ge=0, lt=1 << 63, description="of the intervals' draws of patients")
 
@@ -124,7 +125,11 @@ class Evaluate(CohortKind[EvaluateParameters]):
             )
             inputs = table.cohort(scans.scans).inputs
             outputs = _answers(context, trained, inputs)
-        warnings = [*seen_before(trained, table), *outside(trained, table), *scans.warnings()]
+        warnings = [
+            *seen_before(trained, table.patients, table.digests),
+            *outside(trained, table),
+            *scans.warnings(),
+        ]
         result = EvaluateResult(
             notice=NOTICE,
             model=parameters.model,
@@ -161,13 +166,13 @@ def _answers(context: JobContext, trained: TrainedModel, inputs: Inputs) -> Floa
     return outputs
 
 
-def seen_before(trained: TrainedModel, table: Table) -> list[Caveat]:
-    """Which of the rows a model has learnt from: what it says of them proves nothing."""
-    told = []
-    if known := sorted({name for name in table.patients if trained.training.knows(name)}):
+def seen_before(trained: TrainedModel, patients: Iterable[str], digests: Iterable[str]) -> list[Caveat]:
+    """Which patients and scans a model has learnt from: what it says of them proves nothing."""
+    told, learnt = [], trained.learnt_from
+    if known := sorted({name for name in patients if any(each.knows(name) for each in learnt)}):
         text = f"{len(known)} patients were learnt from, as {known[0]}: figures of them are too good"
         told.append(Caveat("patient-seen", text))
-    if count := len(set(table.digests) & set(trained.training.volumes)):
+    if count := len(set(digests) & {digest for each in learnt for digest in each.volumes}):
         text = f"{count} scans were learnt from: figures of them are too good"
         told.append(Caveat("scan-seen", text))
     return told

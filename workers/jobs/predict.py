@@ -26,7 +26,7 @@ from workers.context import JobContext
 from workers.jobs.base import Kind, Outcome, Parameters, Result, Warned
 from workers.jobs.reading import ReadResult, cache_bytes, reading_of, recorded
 from workers.memory import BASE_BYTES, peak_bytes
-from workers.models import NOTICE, Found, TrainedModel, trained_model
+from workers.models import MODEL_ID, NOTICE, Found, TrainedModel, trained_model
 from workers.packages import versions
 from workers.pictures import Cubes, saliency_png
 from workers.preparing import extent_of, refuse_greedy
@@ -42,7 +42,7 @@ UNJUDGED = {"covariate-outside", "modality-other", "spacing-far"}
 class PredictParameters(Parameters):
     """Which model, and what it wants to know beside the scan."""
 
-    model: str = Field(min_length=1, max_length=100, description="the id of the train job that made it")
+    model: str = Field(min_length=1, max_length=100, description=MODEL_ID)
     covariates: dict[str, float] = Field({}, description="numbers beside the scan, by name")
 
 
@@ -89,7 +89,7 @@ class PredictResult(ReadResult):
     voxels: int = Field(description="distinct voxels whose features were used")
     seconds: float
     peak_memory_bytes: int
-    model: str = Field(description="the id of the train job")
+    model: str = Field(description=MODEL_ID)
     model_digest: str
     regressor: str
     volume_digest: str

@@ -31,8 +31,9 @@ from workers.cohorts import MOST_ROWS, Row, Table, training_table
 from workers.context import JobContext
 from workers.jobs.base import CohortKind, Outcome, Parameters, Result, Warned
 from workers.learning import BASELINES, Learning, learn
+from workers.lineage import Training
 from workers.memory import peak_bytes
-from workers.models import MODEL, NOTICE, TRAIN, TrainedModel, Training, covariates_of
+from workers.models import MODEL, NOTICE, TRAIN, TrainedModel, covariates_of
 from workers.packages import versions
 from workers.preparing import Prepared, mixed, prepared
 from workers.scans import Readers
