@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from torch import nn
@@ -16,6 +16,8 @@ from models.compression.recalibration import recalibrate_
 from models.compression.tracing import Example
 from models.errors import InvalidConfig
 from models.rsdtr.candidates import RingConfig
+from models.training import ignore
+from models.types import Report
 
 Score = Callable[[nn.Module], float]
 """Of a model, on samples that it was not trained with; larger is better: minus the error, say."""
@@ -27,25 +29,24 @@ def plan_within_drop(
     score: Score,
     max_drop: float,
     *,
-    batches: Sequence[Example] = (),
+    batches: Iterable[Example] = (),
     config: RingConfig | None = None,
     filter_fn: Filter | None = None,
-    execution: str | None = None,
+    report: Report = ignore,
 ) -> CompressionPlan:
     """The plan of the largest eps, by bisection, whose score is below the model's by `max_drop` at most.
 
-    Each is scored as compressed and, with `batches`, recalibrated. `config` gives the other settings of the
-    search. The model is left as it is. Raises InvalidConfig for a drop that is negative or no number, and,
-    with the smallest drop that was found, for one that even the finest eps exceeds; the others as `plan`.
+    Each is scored as compressed and recalibrated, with `batches`, if there are any: they are gone through for
+    each. `config` gives the other settings of the search, `report` is told as by `plan`. The model is left as
+    it is. Raises InvalidConfig for a drop that is negative or no number, and, with the smallest drop that was
+    found, for one that even the finest eps exceeds; the others as `plan`.
     """
     if not 0 <= max_drop < float("inf"):
         raise InvalidConfig("max_drop", max_drop, "at least 0, and finite")
     settings, wanted = config or RingConfig(), score(model)
 
     def tried(level: int) -> tuple[CompressionPlan, float]:
-        made = plan(
-            model, example_input, replace(settings, eps=LEVELS[level]), filter_fn, execution=execution
-        )
+        made = plan(model, example_input, replace(settings, eps=LEVELS[level]), filter_fn, report=report)
         copy = compressed(model, made)
         return made, wanted - score(recalibrate_(copy, batches) if batches else copy)
 
