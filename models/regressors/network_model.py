@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from models.compression.structure import structure_of
 from models.learning.cohort import Cohort, Inputs
 from models.learning.saved import digest, part, under
 from models.learning.task import Task
@@ -108,7 +109,7 @@ class NetworkModel(Generic[Sees]):
         refuse_task(manifest, task)
         covariates = Scaling(**part("covariates", tensors))
         sight, network = make(len(covariates.centre))
-        load_weights(network, part("network", tensors))
+        load_weights(network, part("network", tensors), manifest.get("structure"))
         return cls(sight, network, Answers(task, **manifest["answers"]), covariates)
 
     def predict(self, inputs: Inputs) -> Float64[Array, "n outputs"]:
@@ -144,7 +145,8 @@ class NetworkModel(Generic[Sees]):
         }
 
     def manifest(self) -> dict[str, Any]:
-        """See `Model`."""
+        """See `Model`; with the network's structure where it is compressed or has spectral weights."""
+        structure = structure_of(self.network)
         return {
             "schema": SCHEMA,
             **self.sight.manifest(),
@@ -152,6 +154,7 @@ class NetworkModel(Generic[Sees]):
             "answers": self.answers.to_json(),
             "parameters": sum(weights.numel() for weights in self.network.parameters()),
             "digest": digest(self.tensors()),
+            **({"structure": structure} if structure else {}),
         }
 
     def _beside(self, covariates: Float64[Array, "n t"]) -> Float[Tensor, "n t"]:

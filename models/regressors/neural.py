@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
+from models.compression.structure import fill_, taken_apart
 from models.errors import InvalidShape
 from models.learning.cohort import Cohort, Inputs
 from models.learning.losses import answers, losses
@@ -178,17 +179,23 @@ class RowLearner:
 
 
 def weights_of(network: nn.Module) -> dict[str, Array]:
-    """A network's weights and buffers, by name."""
-    return {
-        name: tensor.cpu().numpy().copy(order="C")
-        for name, tensor in network.state_dict().items()
-        if not name.endswith(EXTRA_STATE)
-    }
+    """A network's weights and buffers, by name; of factorised layers and spectral weights, their factors."""
+    tensors, _ = taken_apart(network)
+    return {name: tensor.numpy() for name, tensor in tensors.items() if not name.endswith(EXTRA_STATE)}
 
 
-def load_weights(network: nn.Module, tensors: Mapping[str, Array]) -> None:
-    """Put into a network what `weights_of` gave. Raises InvalidShape for others, naming one."""
+def load_weights(
+    network: nn.Module, tensors: Mapping[str, Array], structure: Mapping[str, Any] | None = None
+) -> None:
+    """Put into a network what `weights_of` gave; of a compressed one with its `structure_of`.
+
+    Raises InvalidShape for others, naming one.
+    """
     own: dict[str, Any] = network.state_dict()
+    if structure:
+        kept = {name: state for name, state in own.items() if name.endswith(EXTRA_STATE)}
+        fill_(network, {name: torch.from_numpy(np.array(t)) for name, t in tensors.items()} | kept, structure)
+        return
     for name, tensor in own.items():
         if name.endswith(EXTRA_STATE):
             continue

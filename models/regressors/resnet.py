@@ -127,7 +127,7 @@ class Unit(nn.Module):
     def forward(self, values: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b d z2 y2 x2"]:
         """Normalised channels, in memory of their own; in evaluation that of the convolution's output."""
         made: Tensor = self.conv(values)
-        if self.training or torch.is_grad_enabled():
+        if self.norm.training or torch.is_grad_enabled():
             return self.norm(made)  # type: ignore[no-any-return]
         scale, shift = (each.view(-1, 1, 1, 1) for each in self._affine())
         return torch.addcmul(shift, made, scale, out=made)
