@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from models.compression.curvature import Curvature
 from models.compression.forms import formed, in_form
 from models.compression.plans import CompressionPlan, digest_of
 from models.compression.tracing import Example, answered, evaluating
@@ -18,11 +19,12 @@ from models.rsdtr.plans import PlanChoice, choose_plan_
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def compress_(model: Model, plan: CompressionPlan) -> Model:
+def compress_(model: Model, plan: CompressionPlan, curvature: Curvature | None = None) -> Model:
     """Carry out a plan, in place; returned is the model. Names of modules, and all other layers, stay.
 
-    All layers are made before the first is exchanged: a model that fails is as before. One that is in the
-    plan's forms already is left alone. Raises InvalidConfig for a model with other weights than the plan's.
+    `curvature` is the one that the plan was made with. All layers are made before the first is exchanged: a
+    model that fails is as before. One that is in the plan's forms already is left alone. Raises InvalidConfig
+    for a model with other weights than the plan's, and for another curvature.
     """
     layers = {name: _layer(model, name) for name in plan.forms}
     if layers and all(in_form(layers[name], form) for name, form in plan.forms.items()):
@@ -31,13 +33,18 @@ def compress_(model: Model, plan: CompressionPlan) -> Model:
         raise InvalidConfig(
             "plan", plan.digest[:12], f"of this model, whose weights are {found[:12]}: plan anew"
         )
-    exchange_(model, {name: formed(layers[name], form, name) for name, form in plan.forms.items()})
+    _refuse_other_curvature(plan, curvature)
+    made = {}
+    for name, form in plan.forms.items():
+        metric = None if curvature is None else curvature.metric(name)
+        made[name] = formed(layers[name], form, name, metric)
+    exchange_(model, made)
     return model
 
 
-def compressed(model: Model, plan: CompressionPlan) -> Model:
+def compressed(model: Model, plan: CompressionPlan, curvature: Curvature | None = None) -> Model:
     """`compress_` on a copy; the model is left as it is."""
-    return compress_(deepcopy(model), plan)
+    return compress_(deepcopy(model), plan, curvature)
 
 
 def choose_plans_(
@@ -83,6 +90,13 @@ def exchange_(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
         for parent, attribute, old in done:
             setattr(parent, attribute, old)
         raise
+
+
+def _refuse_other_curvature(plan: CompressionPlan, curvature: Curvature | None) -> None:
+    found = None if curvature is None else curvature.digest
+    if found != plan.curvature:
+        told, wanted = (each[:12] if each else "none" for each in (found, plan.curvature))
+        raise InvalidConfig("curvature", told, f"the one that the plan was made with: {wanted}")
 
 
 def _layer(model: nn.Module, name: str) -> nn.Module:

@@ -1,8 +1,8 @@
-"""Forms of all layers within a budget: one common error by bisection, then exchanges, the best value first.
+"""Forms of all layers within a budget: a common step of a ladder by bisection, then exchanges.
 
-Storage over the error is a staircase, and a budget lies between two steps of it. From the coarser one, layers
-go to the finer one by what they gain in squared error for each number that they cost, as long as they fit;
-what is left goes to single ranks and to finer errors of single layers.
+Storage over a ladder's steps is a staircase, and a budget lies between two of them. From the coarser one,
+layers go to the finer one by what they gain in squared error for each number that they cost, as long as they
+fit, the best value first; what is left goes to single ranks and to finer errors of single layers.
 """
 
 from __future__ import annotations
@@ -10,18 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from models.compression.ladders import LEVELS, Ladder, Weigh
 from models.compression.search import Choice, LayerSearch
 from models.errors import InvalidConfig
 from models.rsdtr.candidates import MODES, RingConfig
 
-LEVELS = tuple(level / 100 for level in range(1, 99))
-"""The common errors that are tried."""
 SLACK = 0.01
 """The share of a budget that may be left before errors of single layers are refined."""
 REFINEMENTS = 5
 """Bisections of a single layer's error."""
-
-Weigh = Callable[[LayerSearch, Choice], int]
 
 
 @dataclass(frozen=True)
@@ -55,19 +52,17 @@ class BudgetConfig:
         return RingConfig(modes=self.modes, low_rank=self.low_rank)
 
 
-def within(
-    searches: Sequence[LayerSearch], limit: int, weigh: Weigh, refuse: Callable[[int], InvalidConfig]
-) -> list[Choice]:
-    """A choice for each layer, of `limit` together at most as they are weighed.
+def within(ladder: Ladder, limit: int, weigh: Weigh, refuse: Callable[[int], InvalidConfig]) -> list[Choice]:
+    """A choice for each layer of the ladder, of `limit` together at most as they are weighed.
 
     Raises what `refuse` makes of the least that they can weigh.
     """
+    searches = ladder.searches
     chosen = [search.dense for search in searches]
     if _weight(searches, chosen, weigh) <= limit:
         return chosen
-    fine, coarse = _bracket(searches, limit, weigh, refuse)
-    chosen = [search.at(LEVELS[coarse]) for search in searches]
-    finer = [search.dense if fine < 0 else search.at(LEVELS[fine]) for search in searches]
+    fine, coarse = _bracket(ladder, limit, weigh, refuse)
+    chosen, finer = ladder.at(coarse), ladder.at(fine)
     spare = limit - _weight(searches, chosen, weigh)
     spare = _exchanged(searches, chosen, finer, spare, weigh)
     if spare > SLACK * limit:
@@ -77,13 +72,13 @@ def within(
 
 
 def _bracket(
-    searches: Sequence[LayerSearch], limit: int, weigh: Weigh, refuse: Callable[[int], InvalidConfig]
+    ladder: Ladder, limit: int, weigh: Weigh, refuse: Callable[[int], InvalidConfig]
 ) -> tuple[int, int]:
-    """Neighbouring levels, too heavy and within the limit; -1 is dense."""
-    low, high = -1, len(LEVELS) - 1
+    """Neighbouring steps, too heavy and within the limit; -1 is dense."""
+    low, high = -1, ladder.steps - 1
 
-    def weight(level: int) -> int:
-        return _weight(searches, [search.at(LEVELS[level]) for search in searches], weigh)
+    def weight(step: int) -> int:
+        return _weight(ladder.searches, ladder.at(step), weigh)
 
     if (least := weight(high)) > limit:
         raise refuse(least)

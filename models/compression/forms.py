@@ -15,6 +15,7 @@ from models.rsdtr.candidates import paper_ring
 from models.rsdtr.factorise import ring_layer
 from models.rsdtr.layers import REBUILD, FactorisedLayer, LowRankConv, LowRankLinear
 from models.rsdtr.low_rank import LowRankShape, blocks_of, low_rank_of
+from models.rsdtr.metric import KernelMetric
 from models.rsdtr.ring import RingShape
 from models.rsdtr.search import ring_of
 from models.rsdtr.spectra import Spectra
@@ -60,13 +61,16 @@ class Form:
 
 
 @torch.no_grad()
-def formed(layer: nn.Module, form: Form, name: str = "the layer") -> nn.Module:
+def formed(
+    layer: nn.Module, form: Form, name: str = "the layer", metric: KernelMetric | None = None
+) -> nn.Module:
     """A layer in this form, which shares nothing with the one given; dtype, device, modes are those of it.
 
-    Raises NonFinite, naming the layer, for a weight that is not finite, and InvalidShape for another form.
+    `metric` is the one that rings and SVDs were searched in, by default that of Frobenius. Raises NonFinite,
+    naming the layer, for a weight that is not finite, and InvalidShape for another form.
     """
     kernel = kernel_of(layer, f"the weight of {name}")
-    made = _spectral(layer, form) if form.method in (SVDP, STTP) else _factorised(layer, form, kernel)
+    made = _spectral(layer, form) if form.method in (SVDP, STTP) else _factorised(layer, form, kernel, metric)
     learnt = cast(Tensor, layer.weight).requires_grad
     for inner, parameter in made.named_parameters():
         own = cast(Tensor, layer.bias) if inner == "bias" else None
@@ -105,7 +109,7 @@ def in_form(layer: nn.Module, form: Form) -> bool:
     return bool(layer.shape == form.shape(layer.geometry.block_shape))
 
 
-def _factorised(layer: nn.Module, form: Form, kernel: Tensor) -> nn.Module:
+def _factorised(layer: nn.Module, form: Form, kernel: Tensor, metric: KernelMetric | None) -> nn.Module:
     geometry = geometry_of(layer)
     bias = layer.bias if isinstance(layer.bias, Tensor) else None
     made: FactorisedLayer
@@ -113,13 +117,16 @@ def _factorised(layer: nn.Module, form: Form, kernel: Tensor) -> nn.Module:
     if form.method == PAPER:
         made = ring_layer(geometry, paper_ring(kernel, geometry, form.eps), bias)
     else:
-        spectra = Spectra(blocks_of(kernel.to("cpu", torch.float64), geometry), form.eps)
+        blocks = blocks_of(kernel.to("cpu", torch.float64), geometry)
+        spectra = Spectra(blocks if metric is None else metric.weighted(blocks), form.eps)
         shape = form.shape(geometry.block_shape)
         if isinstance(shape, RingShape):
-            made = ring_layer(geometry, ring_of(spectra, shape), bias)
+            ring = ring_of(spectra, shape)
+            made = ring_layer(geometry, ring if metric is None else metric.ring(ring), bias)
         else:
+            factors = low_rank_of(spectra, shape)
             kind = LowRankConv if geometry.kernel else LowRankLinear
-            made = kind(geometry, shape, low_rank_of(spectra, shape), bias)
+            made = kind(geometry, shape, factors if metric is None else metric.low_rank(shape, factors), bias)
     made.plan = form.execution
     return made.to(kernel)
 

@@ -38,6 +38,7 @@ class LayerPlan:
 class CompressionPlan:
     """The plan of a model with weights of this `digest`, and how it was asked for.
 
+    `curvature` is the digest of the one whose metric it was made in; None for Frobenius'.
     Parameters and bytes are those of the whole model, MACs those of its linear layers and convolutions for
     the example input.
     """
@@ -48,6 +49,7 @@ class CompressionPlan:
     bytes: int
     bytes_after: int
     layers: tuple[LayerPlan, ...]
+    curvature: str | None = None
     version: int = VERSION
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.compression.forms import LOW_RANK, PAPER, RING, Form
 from models.compression.tracing import Calls
@@ -13,6 +13,7 @@ from models.convolutions import Geometry, geometry_of, kernel_of
 from models.rsdtr.candidates import RingConfig, paper_ring
 from models.rsdtr.cuts import Tails
 from models.rsdtr.low_rank import LowRankShape, blocks_of, low_rank_shapes
+from models.rsdtr.metric import KernelMetric
 from models.rsdtr.ring import RingShape
 from models.rsdtr.search import RingSearch, groupings
 from models.rsdtr.spectra import Arrays, Spectra
@@ -21,9 +22,10 @@ from models.rsdtr.steps import OUT, SPATIAL, Step, best_steps, cost_of, nominal
 
 @dataclass(frozen=True)
 class Choice:
-    """A form of a layer, None for dense; numbers of its kernel, MACs of its factors, squared relative error.
+    """A form of a layer, None for dense; numbers of its kernel, MACs of its factors, its squared error.
 
-    The error of a ring is the one that it was searched by: no less than its own.
+    The error is relative, in a curvature's metric absolute: the estimated squared change of the answers. That
+    of a ring is the one that it was searched by: no less than its own.
     """
 
     form: Form | None
@@ -43,16 +45,26 @@ class _KnownSpectra(Spectra):
 class LayerSearch:
     """The choices of one layer: `dense`, `at` an error, and `raised` ranks of plain SVDs.
 
-    None but `reference` takes more storage or MACs than dense.
+    None but `reference` takes more storage or MACs than dense. `energy` is what errors are multiples of: 1
+    where they are relative.
     """
 
-    def __init__(self, layer: nn.Module, calls: Calls, config: RingConfig, name: str) -> None:
+    def __init__(
+        self,
+        layer: nn.Module,
+        calls: Calls,
+        config: RingConfig,
+        name: str,
+        metric: KernelMetric | None = None,
+    ) -> None:
         self.name, self.geometry = name, geometry_of(layer)
         self.item_size = kernel_of(layer).element_size()
         self._calls, self._config = calls, config
         self._kernel = kernel_of(layer, f"the weight of {name}")
+        self._metric = metric
+        self._norm2 = float(self._blocks().square().sum())
+        self.energy = 1.0 if metric is None else self._norm2
         self._tails: dict[frozenset[int], Tails] = {}
-        self._norm2 = 0.0
         macs = sum(call.times * self.geometry.macs(call.spatial) for call in calls)
         self.dense = Choice(None, self.geometry.parameters(), macs, 0.0)
         self._found: dict[float, Choice] = {}
@@ -73,9 +85,7 @@ class LayerSearch:
         return made if self._fits(made.storage, made.macs) else None
 
     def _smallest(self, eps: float) -> Choice:
-        blocks = blocks_of(self._kernel.to("cpu", torch.float64), self.geometry)
-        spectra, groups = _KnownSpectra(blocks, eps, self._tails), self.geometry.groups
-        self._norm2 = spectra.norm2
+        spectra, groups = _KnownSpectra(self._blocks(), eps, self._tails), self.geometry.groups
         best, limit = self.dense, self.dense.storage // groups
         for shape in low_rank_shapes(spectra) if self._config.low_rank else ():
             if shape.storage < limit and self._macs(shape) <= self.dense.macs:
@@ -87,7 +97,12 @@ class LayerSearch:
                 search.over(modes)
         if search.found is None:
             return best
-        return self._choice(Form(RING, search.found.ranks, search.found.modes, eps=eps), eps**2)
+        return self._choice(Form(RING, search.found.ranks, search.found.modes, eps=eps), self.energy * eps**2)
+
+    def _blocks(self) -> Tensor:
+        """The kernels of the groups, weighted by the metric; made anew each time: they may be large."""
+        blocks = blocks_of(self._kernel.to("cpu", torch.float64), self.geometry)
+        return blocks if self._metric is None else self._metric.weighted(blocks)
 
     def _paper(self, eps: float) -> Choice:
         shape = paper_ring(self._kernel, self.geometry, eps).shape
@@ -104,7 +119,7 @@ class LayerSearch:
         """By the tails that its own search has left."""
         axes = frozenset(range(len(self.geometry.block_shape)))
         left_out = self._tails[axes - {OUT, *(SPATIAL + axis for axis in form.late)}].left_out(form.ranks[0])
-        return left_out / self._norm2 if self._norm2 else 0.0
+        return self.energy * left_out / self._norm2 if self._norm2 else 0.0
 
     def _macs(self, shape: RingShape | LowRankShape) -> int:
         """Of the layer's own plan of the fewest."""

@@ -8,8 +8,8 @@ from dataclasses import replace
 from torch import nn
 
 from models.compression.applying import compressed
-from models.compression.budgets import LEVELS
 from models.compression.eligible import Filter
+from models.compression.ladders import LEVELS
 from models.compression.planning import plan
 from models.compression.plans import CompressionPlan
 from models.compression.recalibration import recalibrate_
