@@ -54,6 +54,32 @@ def answers_csv(
     return stream.getvalue().encode()
 
 
+def pairs_csv(
+    rows: Sequence[Row],
+    numbers: Sequence[int],
+    task: Task,
+    before: Float64[Array, "n o"],
+    after: Float64[Array, "n o"],
+) -> bytes:
+    """One line for each of some rows of a table: its number, scan, patient and target, and for each number of
+    an answer what one model says, what the other, and the second less the first.
+    """
+    of = {
+        "mean": [""],
+        "quantiles": [f" quantile {level:g}" for level in QUANTILE_LEVELS],
+        "classes": [f" probability of {name}" for name in task.classes],
+    }[task.kind]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    told = [f"{what}{each}" for each in of for what in ("before", "after", "difference")]
+    writer.writerow(["row", "volume_id", "patient", "target", *told])
+    triples = np.stack([before, after, after - before], axis=2).reshape(len(before), -1)
+    for number, values in zip(numbers, triples.tolist(), strict=True):
+        row = rows[number]
+        writer.writerow([number, row.volume_id, _harmless(row.patient), _harmless(row.target), *values])
+    return stream.getvalue().encode()
+
+
 def _harmless(cell: float | str) -> float | str:
     """A cell that is no formula; numbers that are written as text are none."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) and not _is_number(cell) else cell

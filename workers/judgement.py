@@ -40,6 +40,38 @@ def figure(
     return interval(metric, outputs, targets, patients, seed=seed)
 
 
+def difference(
+    metric: Metric,
+    outputs: tuple[Float64[Array, "n o"], Float64[Array, "n o"]],
+    targets: Float64[Array, " n"],
+    patients: Sequence[str],
+    seed: int,
+) -> Interval:
+    """A metric of the second outputs less that of the first, on the same draws of patients: paired."""
+    width = outputs[0].shape[1]
+    less = Metric(
+        metric.name,
+        metric.higher_is_better,
+        lambda both, truths, w: (
+            metric.weighted(both[:, width:], truths, w) - metric.weighted(both[:, :width], truths, w)
+        ),
+    )
+    return figure(less, np.hstack(outputs), targets, patients, seed)
+
+
+def indicators(
+    before: Float64[Array, "n o"], after: Float64[Array, "n o"], task: Task
+) -> tuple[Float64[Array, " n"], Float64[Array, " n"]]:
+    """The one number of each answer that two models are compared by: the mean, the median, or the probability
+    of the class that the first holds most probable.
+    """
+    if task.kind != "classes":
+        return before[:, before.shape[1] // 2], after[:, after.shape[1] // 2]
+    best = before.argmax(axis=1)[:, None]
+    first, second = (np.take_along_axis(each, best, axis=1)[:, 0] for each in (before, after))
+    return first, second
+
+
 def coverage(
     conformal: Conformal,
     outputs: Float64[Array, "n o"],

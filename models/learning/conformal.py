@@ -53,7 +53,7 @@ GUARANTEES = {
 @dataclass(frozen=True)
 class Change:
     """Of answers by another model in the place of the calibrated one: no number of them by more than
-    `largest`, on so many `patients`. `apart`: these had no part in making the other model.
+    `largest`, on so many `patients`. `apart`: these had no part in making either model.
     """
 
     largest: float
@@ -69,7 +69,7 @@ class Change:
         told = f"widened by {self.largest:.4g}, the largest change of an answer by compression on "
         if self.apart:
             return f"{told}{self.patients} patients: at most {self.allowance:.2g} less"
-        return f"{told}{self.patients} patients who had a part in it: about {self.allowance:.2g} less"
+        return f"{told}{self.patients} patients who had a part in making it: about {self.allowance:.2g} less"
 
 
 @dataclass(frozen=True)

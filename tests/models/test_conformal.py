@@ -198,7 +198,7 @@ def test_widened_thresholds_are_told_and_read_again() -> None:
     first, second, third = told["guarantee"].split("; ")
     assert first == found.guarantee
     assert second.endswith("on 9 patients: at most 0.1 less")
-    assert third.endswith("on 4 patients who had a part in it: about 0.2 less")
+    assert third.endswith("on 4 patients who had a part in making it: about 0.2 less")
     for change in (Change(math.inf, 9, apart=True), Change(-1.0, 9, apart=True), Change(0.1, 0, apart=True)):
         with pytest.raises(InvalidConfig, match="change"):
             found.widened(change)

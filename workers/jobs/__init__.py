@@ -5,6 +5,7 @@ from __future__ import annotations
 from workers.jobs.base import AnyKind
 from workers.jobs.complete import Complete
 from workers.jobs.compress import Compress
+from workers.jobs.compress_model import CompressModel
 from workers.jobs.decompress import Decompress
 from workers.jobs.denoise import Denoise
 from workers.jobs.embed import Embed
@@ -20,6 +21,7 @@ KINDS: tuple[AnyKind, ...] = (
     Train(),
     Predict(),
     Evaluate(),
+    CompressModel(),
     Denoise(),
     Complete(),
     Export(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import ClassVar, Self
 
@@ -14,6 +14,7 @@ from pydantic import Field
 
 from models.errors import refuse_non_finite
 from models.learning.cohort import Inputs
+from models.learning.conformal import Conformal
 from models.learning.metrics import Interval, metrics_of, row_losses
 from models.learning.preparation import Caveat
 from models.types import Array
@@ -141,8 +142,8 @@ class Evaluate(CohortKind[EvaluateParameters]):
             scans=len(table.records),
             patients=len(set(table.patients)),
             metrics=_metrics(table, outputs, parameters.seed),
-            coverage=_coverage(trained, table, outputs, parameters.seed),
-            guarantee=trained.conformal.to_json()["guarantee"],
+            coverage=covered(trained.conformal, outputs, table.targets, table.row_patients, parameters.seed),
+            guarantee=trained.conformal.guarantee,
             calibration=[Alike(**asdict(each)) for each in calibration(outputs, table.targets, table.task)],
             warnings=Warned.all(warnings),
             seconds=time.perf_counter() - began,
@@ -192,13 +193,17 @@ def _metrics(table: Table, outputs: Float64[Array, "n o"], seed: int) -> dict[st
     }
 
 
-def _coverage(
-    trained: TrainedModel, table: Table, outputs: Float64[Array, "n o"], seed: int
+def covered(
+    conformal: Conformal,
+    outputs: Float64[Array, "n o"],
+    targets: Float64[Array, " n"],
+    patients: Sequence[str],
+    seed: int,
 ) -> list[Covered]:
-    found = coverage(trained.conformal, outputs, table.targets, table.row_patients, seed)
+    """How often a model's intervals hold the truth, for each level."""
     return [
         Covered(level=level, observed=share.value, low=share.low, high=share.high)
-        for level, share in found
+        for level, share in coverage(conformal, outputs, targets, patients, seed)
         if share.value is not None
     ]
 

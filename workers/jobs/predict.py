@@ -225,7 +225,7 @@ def _result(
         target_name=trained.target_name,
         target_unit=trained.target_unit,
         **_answer(trained, asked.answer),
-        guarantee=trained.conformal.to_json()["guarantee"],
+        guarantee=trained.conformal.guarantee,
         distance=look.distance,
         distance_percentile=look.distance_percentile,
         verdict=asked.verdict,
