@@ -3,7 +3,7 @@
 Q = H_1 ... H_r I_{d x r} with H_i = I - 2 h_i h_i^T / |h_i|^2, where h_i has zeros above row i and 1 there
 (LAPACK's layout). With V = [h_1 ... h_r], Q = I_{d x r} - V T (V_{1:r,:})^T, where
 T^{-1} = striu(V^T V) + diag(|h_i|^2 / 2) (Schreiber & Van Loan, SIAM J. Sci. Stat. Comput. 10, 1989; Joffrain
-et al., ACM TOMS 32, 2006): one Gram product, one triangular solve and one product for any number of frames.
+et al., ACM TOMS 32, 2006): one Gram product, a triangular inverse and two products for any number of frames.
 
 A reduced frame, St_U(d, r), has zeros in rows 2 to r of the vectors as well: the leading block of Q is then
 upper triangular (Obukhov et al., arXiv:2103.04217). Packed, a frame is its vectors' free entries
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from models.errors import InvalidShape
 
 PADDING = 1.5
 """How much more work, at most, frames of different sizes may take together than each by itself."""
+
+LEAF, SINGLE_LEAF = 16, 64
+"""Columns of the blocks that triangular matrices are inverted by: of several, and of one by itself."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,8 @@ def reflectors(given: Tensor, *, reduced: bool = False) -> tuple[Tensor, Tensor]
 
 def batches(shapes: Sequence[Frame]) -> list[tuple[int, ...]]:
     """Which frames are computed together: neighbours in size, as far as `PADDING` allows."""
+    if len(shapes) == 1:
+        return [(0,)]
     order = sorted(range(len(shapes)), key=lambda k: (shapes[k].columns, shapes[k].rows, k))
     found: list[tuple[int, ...]] = []
     for k in order:
@@ -127,29 +133,63 @@ def _padded_work(shapes: Sequence[Frame]) -> float:
 
 def _together(parts: Sequence[Tensor], shapes: Sequence[Frame]) -> list[Tensor]:
     """Frames of one batch. A column that a smaller frame is filled up with reflects a row of zeros."""
+    columns = max(shape.columns for shape in shapes)
+    flat = [part.reshape(prod(part.shape[:-1]), part.shape[-1]) for part in parts]
+    made = _compact_wy(flat, shapes).reshape(len(shapes), *parts[0].shape[:-1], -1, columns)
+    return [_cropped(whole, shape, columns) for whole, shape in zip(made, shapes, strict=True)]
+
+
+def _unpacked(parts: Sequence[Tensor], shapes: Sequence[Frame]) -> tuple[Tensor, Tensor]:
+    """L (b, r, r) and B (b, d - r, r) of packed entries (n, parameters), all filled up to one size."""
+    return _tops(parts, shapes), _bottoms(parts, shapes)
+
+
+def _tops(parts: Sequence[Tensor], shapes: Sequence[Frame]) -> Tensor:
+    """The first r rows."""
+    columns = max(shape.columns for shape in shapes)
+    return _one_after_another([_top(*one, columns) for one in zip(parts, shapes, strict=True)])
+
+
+def _bottoms(parts: Sequence[Tensor], shapes: Sequence[Frame]) -> Tensor:
+    """The others."""
     below, columns = max(shape.below for shape in shapes), max(shape.columns for shape in shapes)
-    free = [_unpacked(part, shape, below, columns) for part, shape in zip(parts, shapes, strict=True)]
-    batch = free[0][None] if len(free) == 1 else torch.stack(free)
-    made = _compact_wy(batch.reshape(-1, *batch.shape[-2:]))
-    of_size = made.reshape(batch.shape).unbind() if len(shapes) > 1 else [made.reshape(batch.shape[1:])]
-    return [_cropped(whole, shape, columns) for whole, shape in zip(of_size, shapes, strict=True)]
+    return _one_after_another([_bottom(*one, below, columns) for one in zip(parts, shapes, strict=True)])
 
 
-def _unpacked(part: Tensor, shape: Frame, below: int, columns: int) -> Tensor:
-    """The free entries (..., columns + below, columns): r rows and the others, each filled up with zeros."""
-    lead, r = part.shape[:-1], shape.columns
-    triangle, block = torch.split(part, [shape.triangle, shape.below * r], dim=-1)
-    top = part.new_zeros(*lead, r * r)
+def _one_after_another(arrays: Sequence[Tensor]) -> Tensor:
+    return arrays[0] if len(arrays) == 1 else torch.cat(list(arrays))
+
+
+def _top(part: Tensor, shape: Frame, columns: int) -> Tensor:
+    r = shape.columns
+    top = part.new_zeros(len(part), r * r)
     if shape.triangle:
-        row, column = torch.tril_indices(r, r, -1, device=part.device)
-        top = top.index_copy(-1, row * r + column, triangle)
-    top, bottom = top.reshape(*lead, r, r), block.reshape(*lead, shape.below, r)
-    fill, rows = columns - r, below - shape.below
-    if fill:
-        top = torch.nn.functional.pad(top, (0, fill, 0, fill))
-    if fill or rows:
-        bottom = torch.nn.functional.pad(bottom, (0, fill, 0, rows))
-    return torch.cat([top, bottom], dim=-2)
+        top.index_copy_(-1, _places(r, part.device), part[:, : shape.triangle])
+    top = top.reshape(-1, r, r)
+    fill = columns - r
+    return torch.nn.functional.pad(top, (0, fill, 0, fill)) if fill else top
+
+
+def _bottom(part: Tensor, shape: Frame, below: int, columns: int) -> Tensor:
+    block = part[:, shape.triangle :].reshape(len(part), shape.below, shape.columns)
+    fill, rows = columns - shape.columns, below - shape.below
+    return torch.nn.functional.pad(block, (0, fill, 0, rows)) if fill or rows else block
+
+
+def _packed(top: Tensor, bottom: Tensor, shape: Frame) -> Tensor:
+    """The entries (n, parameters) of L and B that are free."""
+    r = shape.columns
+    block = bottom[:, : shape.below, :r].flatten(1)
+    if not shape.triangle:
+        return block
+    triangle = top[:, :r, :r].reshape(len(top), r * r).index_select(1, _places(r, top.device))
+    return torch.cat([triangle, block], dim=1)
+
+
+def _places(columns: int, device: torch.device) -> Tensor:
+    """Of the entries under the diagonal of a square block, row by row."""
+    places = torch.tril_indices(columns, columns, -1, device=device)
+    return places[0].mul(columns).add(places[1])
 
 
 def _cropped(whole: Tensor, shape: Frame, columns: int) -> Tensor:
@@ -160,72 +200,114 @@ def _cropped(whole: Tensor, shape: Frame, columns: int) -> Tensor:
     return torch.cat([whole[..., :r, :r], whole[..., columns : columns + shape.below, :r]], dim=-2)
 
 
-def _compact_wy(free: Tensor) -> Tensor:
-    """Q (b, d, r) of V - I; compilers take the formula itself and derive it themselves."""
+def _compact_wy(parts: Sequence[Tensor], shapes: Sequence[Frame]) -> Tensor:
+    """Q (b, d, r) of packed entries; compilers take the formula itself and derive it."""
     if not torch.compiler.is_compiling():
-        made: Tensor = _CompactWY.apply(free)[0]  # type: ignore[no-untyped-call]
+        made: Tensor = _CompactWY.apply(tuple(shapes), *parts)[0]  # type: ignore[no-untyped-call]
         return made
-    return _frame_of(free, _factored(free)[0])
+    top, bottom = _unpacked(parts, shapes)
+    return _frame_of(top, bottom, _factored(top, bottom)[0])
 
 
 class _CompactWY(torch.autograd.Function):
-    """Free entries W = V - I (b, d, r) to (Q, X, T^{-1}), with X = T V_{1:r}^T; the last two are kept.
+    """Packed entries of V = [I + L; B] to (Q, L, X, -T), with X = -T V_{1:r}^T; the last three are kept.
 
-    Of G = dL/dQ and S = T^T V^T G, with A = S X^T: dL/dV = V (triu(A) + striu(A)^T) - G X^T, less S^T in the
+    Of G = dL/dQ and S = -T^T V^T G, with A = S X^T: dL/dV = V (triu(A) + striu(A)^T) + G X^T, and S^T in the
     first r rows. That is a product less than autograd's, and no pass over V besides products.
     """
 
     @staticmethod
-    def forward(free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        factor, inverse = _factored(free)
-        return _frame_of(free, factor), factor, inverse
+    def forward(shapes: tuple[Frame, ...], *parts: Tensor) -> tuple[Tensor, ...]:
+        top, bottom = _unpacked(parts, shapes)
+        factor, triangle = _factored(top, bottom)
+        return _frame_of(top, bottom, factor), top, factor, triangle
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        (free,), (_, factor, inverse) = inputs, output
-        ctx.mark_non_differentiable(factor, inverse)
-        ctx.save_for_backward(free, factor, inverse)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        (ctx.shapes, *parts), (_, *kept) = inputs, output
+        ctx.mark_non_differentiable(*kept)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*kept, *parts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> Tensor:
-        free, factor, inverse = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        shapes, (top, factor, triangle, *parts) = ctx.shapes, ctx.saved_tensors
+        if gradient is None:
+            return None, *(None for _ in parts)
         with full_precision(gradient):
+            bottom = _bottoms(parts, shapes)
             if torch.is_grad_enabled():
-                factor, inverse = _factored(free)
-            return _gradient(free, factor, inverse, gradient)
+                top = _tops(parts, shapes)
+                factor, triangle = _factored(top, bottom)
+            found = _gradient(top, bottom, factor, triangle, gradient)
+        of_tops, of_bottoms = (torch.split(each, len(parts[0])) for each in found)
+        return None, *map(_packed, of_tops, of_bottoms, shapes)
 
 
-def _factored(free: Tensor) -> tuple[Tensor, Tensor]:
-    """(X, T^{-1}) of W = V - I, where T^{-1} = striu(V^T V) + diag(|h_i|^2 / 2).
+def _factored(top: Tensor, bottom: Tensor) -> tuple[Tensor, Tensor]:
+    """(X, -T), where T^{-1} = striu(V^T V) + diag(|h_i|^2 / 2) and V^T V = I + L + L^T + L^T L + B^T B.
 
-    The ones on V's diagonal are added last: squares of small entries are lost beside them.
+    The ones of I are added last: squares of small entries are lost beside them.
     """
-    first = free[..., : free.shape[-1], :].mT
-    gram = free.mT @ free
-    identity = _identity(free)
-    halves = torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1) / 2)
-    inverse = torch.triu(gram, 1) + first + halves + identity / 2
-    return torch.linalg.solve_triangular(inverse, first + identity, upper=True), inverse
+    gram = torch.baddbmm(top.mT, top.mT, top, beta=-1, alpha=-1).baddbmm_(bottom.mT, bottom, alpha=-1)
+    inverse = torch.triu(gram)
+    inverse.diagonal(dim1=-2, dim2=-1).sub_(1).mul_(0.5)
+    triangle = inverted(inverse)
+    return torch.baddbmm(triangle, triangle, top.mT), triangle
 
 
-def _frame_of(free: Tensor, factor: Tensor) -> Tensor:
-    """Q = I - V X."""
-    made = free @ -factor
-    made[..., : free.shape[-1], :] += _identity(free) - factor
-    return made
+def _frame_of(top: Tensor, bottom: Tensor, factor: Tensor) -> Tensor:
+    """Q = I + V X."""
+    first = torch.baddbmm(factor, top, factor)
+    first.diagonal(dim1=-2, dim2=-1).add_(1)
+    return torch.cat([first, bottom @ factor], dim=-2)
 
 
-def _gradient(free: Tensor, factor: Tensor, inverse: Tensor, gradient: Tensor) -> Tensor:
-    """dL/dV of dL/dQ."""
-    r = free.shape[-1]
-    along = free.mT @ gradient + gradient[:, :r]
-    solved = torch.linalg.solve_triangular(inverse.mT, along, upper=False)
-    inner = solved @ factor.mT
-    symmetric = torch.triu(inner) + torch.triu(inner, 1).mT
-    found = torch.baddbmm(free @ symmetric, gradient, factor.mT, alpha=-1)
-    found[:, :r] += symmetric - solved.mT
-    return found
+def _gradient(
+    top: Tensor, bottom: Tensor, factor: Tensor, triangle: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor]:
+    """dL/dL and dL/dB of dL/dQ."""
+    first, others = torch.split(gradient, [top.shape[-1], bottom.shape[-2]], dim=-2)
+    solved = triangle.mT @ torch.baddbmm(first, top.mT, first).baddbmm_(bottom.mT, others)
+    upper = (solved @ factor.mT).triu_()
+    symmetric = upper + torch.triu(upper, 1).mT
+    of_top = (symmetric + solved.mT).baddbmm_(top, symmetric).baddbmm_(first, factor.mT)
+    return of_top, (bottom @ symmetric).baddbmm_(others, factor.mT)
 
 
-def _identity(free: Tensor) -> Tensor:
-    return torch.eye(free.shape[-1], dtype=free.dtype, device=free.device)
+def inverted(upper: Tensor) -> Tensor:
+    """The inverses of upper triangular matrices (b, r, r), by products.
+
+    Blocks on the diagonal are solved for all at once; two of them and the inverse's corner -A^{-1} C B^{-1}
+    make one of twice the size, until there is one.
+    """
+    b, r, _ = upper.shape
+    blocks = 1
+    while r > blocks * (LEAF if b > 1 else SINGLE_LEAF):
+        blocks *= 2
+    size = -(-r // blocks)
+    if fill := size * blocks - r:
+        upper = torch.nn.functional.pad(upper, (0, fill, 0, fill))
+        upper.diagonal(dim1=-2, dim2=-1)[:, r:] = 1
+    found = torch.linalg.solve_triangular(
+        _blocks(upper, size), torch.eye(size, dtype=upper.dtype, device=upper.device), upper=True
+    )
+    while found.shape[1] > 1:
+        found = _paired(found, upper)
+    whole: Tensor = found[:, 0, :r, :r]
+    return whole
+
+
+def _paired(found: Tensor, upper: Tensor) -> Tensor:
+    """The inverses (b, n, s, s) of blocks on the diagonal as n / 2 of twice the size."""
+    first, second = found[:, ::2], found[:, 1::2]
+    corner = first @ _blocks(upper, found.shape[-1], 1)[:, ::2] @ -second
+    above = torch.cat([first, corner], dim=-1)
+    return torch.cat([above, torch.nn.functional.pad(second, (found.shape[-1], 0))], dim=-2)
+
+
+def _blocks(matrices: Tensor, size: int, offset: int = 0) -> Tensor:
+    """The blocks (b, n, size, size) on a diagonal."""
+    count = matrices.shape[-1] // size
+    cut = matrices.reshape(-1, count, size, count, size).diagonal(offset, dim1=1, dim2=3)
+    return torch.permute(cut, (0, 3, 1, 2))
