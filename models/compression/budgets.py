@@ -1,8 +1,9 @@
-"""Forms of all layers within a budget: a common step of a ladder by bisection, then exchanges.
+"""Forms of all layers within budgets: a common step of a ladder by bisection, then exchanges.
 
 Storage over a ladder's steps is a staircase, and a budget lies between two of them. From the coarser one,
 layers go to the finer one by what they gain in squared error for each number that they cost, as long as they
-fit, the best value first; what is left goes to single ranks and to finer errors of single layers.
+fit, the best value first; what is left goes to single ranks and to finer errors of single layers. With
+several budgets a step fits where all do, and prices are shares of each.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from models.compression.ladders import LEVELS, Ladder, Weigh
+from models.compression.ladders import LEVELS, Ladder
 from models.compression.search import Choice, LayerSearch
 from models.errors import InvalidConfig
 from models.rsdtr.candidates import MODES, RingConfig
@@ -23,11 +24,12 @@ REFINEMENTS = 5
 
 @dataclass(frozen=True)
 class BudgetConfig:
-    """A target for the whole model, one of three: `pcr`, its parameters over those of the compressed one,
-    or the most `macs` (of what runs, for the example input) or `bytes` (of its tensors).
+    """Targets for the whole model, one or more of three: `pcr`, its parameters over those of the compressed
+    one, and the most `macs` (of what runs, for the example input) or `bytes` (of its tensors).
 
-    A PCR is met or passed, by 3 % at most where the layers' ranks are fine enough. `modes` and `low_rank` are
-    those of `RingConfig`. Raises InvalidConfig for none or several, and for numbers that are no targets.
+    A PCR is met or passed, by 3 % at most where it is the only target and the layers' ranks are fine enough.
+    `modes` and `low_rank` are those of `RingConfig`. Raises InvalidConfig for none, and for numbers that are
+    no targets.
     """
 
     pcr: float | None = None
@@ -37,8 +39,8 @@ class BudgetConfig:
     low_rank: bool = True
 
     def __post_init__(self) -> None:
-        if sum(value is not None for value in (self.pcr, self.macs, self.bytes)) != 1:
-            raise InvalidConfig("pcr", self.pcr, "given, or macs, or bytes: one of the three")
+        if all(value is None for value in (self.pcr, self.macs, self.bytes)):
+            raise InvalidConfig("pcr", self.pcr, "given, or macs, or bytes: one of the three at least")
         if self.pcr is not None and not 1 <= self.pcr < float("inf"):
             raise InvalidConfig("pcr", self.pcr, "at least 1, and finite")
         for setting in ("macs", "bytes"):
@@ -52,98 +54,122 @@ class BudgetConfig:
         return RingConfig(modes=self.modes, low_rank=self.low_rank)
 
 
-def within(ladder: Ladder, limit: int, weigh: Weigh, refuse: Callable[[int], InvalidConfig]) -> list[Choice]:
-    """A choice for each layer of the ladder, of `limit` together at most as they are weighed.
+@dataclass(frozen=True)
+class Limit:
+    """The `most` that all layers may weigh together. `refuse` makes an error of the least that they can."""
 
-    Raises what `refuse` makes of the least that they can weigh.
+    most: int
+    weigh: Callable[[LayerSearch, Choice], int]
+    refuse: Callable[[int], InvalidConfig]
+
+
+def price(limits: Sequence[Limit], search: LayerSearch, choice: Choice) -> float:
+    """What a choice takes of the limits: its weight by the first, and by others that of an equal share."""
+    first = limits[0].most
+    others = (limit.weigh(search, choice) * first / max(1, limit.most) for limit in limits[1:])
+    return limits[0].weigh(search, choice) + sum(others)
+
+
+def within(ladder: Ladder, limits: Sequence[Limit]) -> list[Choice]:
+    """A choice for each layer of the ladder, within all limits.
+
+    Raises what a limit makes of the least that the layers can weigh.
     """
-    searches = ladder.searches
-    chosen = [search.dense for search in searches]
-    if _weight(searches, chosen, weigh) <= limit:
-        return chosen
-    fine, coarse = _bracket(ladder, limit, weigh, refuse)
-    chosen, finer = ladder.at(coarse), ladder.at(fine)
-    spare = limit - _weight(searches, chosen, weigh)
-    spare = _exchanged(searches, chosen, finer, spare, weigh)
-    if spare > SLACK * limit:
-        spare = _refined(searches, chosen, spare, weigh, SLACK * limit)
-    _raised(searches, chosen, spare, weigh)
-    return chosen
+    filling = _Filling(ladder.searches, limits)
+    if not filling.fits():
+        fine, coarse = _bracket(ladder, filling)
+        filling.chosen = ladder.at(coarse)
+        filling.exchange(ladder.at(fine))
+        if filling.left() > SLACK:
+            filling.refine()
+        filling.raise_ranks()
+    return filling.chosen
 
 
-def _bracket(
-    ladder: Ladder, limit: int, weigh: Weigh, refuse: Callable[[int], InvalidConfig]
-) -> tuple[int, int]:
-    """Neighbouring steps, too heavy and within the limit; -1 is dense."""
+def _bracket(ladder: Ladder, filling: _Filling) -> tuple[int, int]:
+    """Neighbouring steps, beyond a limit and within all; -1 is dense."""
     low, high = -1, ladder.steps - 1
-
-    def weight(step: int) -> int:
-        return _weight(ladder.searches, ladder.at(step), weigh)
-
-    if (least := weight(high)) > limit:
-        raise refuse(least)
+    filling.chosen = ladder.at(high)
+    for limit, spare in zip(filling.limits, filling.spare(), strict=True):
+        if spare < 0:
+            raise limit.refuse(limit.most - spare)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if weight(middle) <= limit else (middle, high)
+        filling.chosen = ladder.at(middle)
+        low, high = (low, middle) if filling.fits() else (middle, high)
     return low, high
 
 
-def _exchanged(
-    searches: Sequence[LayerSearch], chosen: list[Choice], finer: list[Choice], spare: int, weigh: Weigh
-) -> int:
-    """Take the finer choice of the layers where it is worth most, in place; returned is what is spare."""
-    prices = [
-        weigh(search, new) - weigh(search, old)
-        for search, old, new in zip(searches, chosen, finer, strict=True)
-    ]
-    gains = [old.error2 - new.error2 for old, new in zip(chosen, finer, strict=True)]
-    order = sorted(range(len(chosen)), key=lambda k: (prices[k] > 0, -gains[k] / max(1, prices[k]), k))
-    for k in order:
-        if gains[k] > 0 and prices[k] <= spare:
-            chosen[k], spare = finer[k], spare - prices[k]
-    return spare
+class _Filling:
+    """Choices, dense at first, and what they leave of the limits."""
 
+    def __init__(self, searches: Sequence[LayerSearch], limits: Sequence[Limit]) -> None:
+        self.searches, self.limits = searches, limits
+        self.chosen = [search.dense for search in searches]
 
-def _refined(
-    searches: Sequence[LayerSearch], chosen: list[Choice], spare: int, weigh: Weigh, enough: float
-) -> int:
-    """Bisect the errors of single layers for the finest that fits, the coarsest layers first, in place."""
-    order = sorted(range(len(chosen)), key=lambda k: (-chosen[k].error2, k))
-    for k in order:
-        form = chosen[k].form
-        if form is None or form.eps is None or spare <= enough:
-            continue
-        fine, coarse = LEVELS[0], form.eps
-        for _ in range(REFINEMENTS):
-            middle = (fine + coarse) / 2
-            found = searches[k].at(middle)
-            price = weigh(searches[k], found) - weigh(searches[k], chosen[k])
-            if price > spare:
-                fine = middle
+    def spare(self) -> list[int]:
+        """Of each limit; negative beyond it."""
+        pairs = list(zip(self.searches, self.chosen, strict=True))
+        return [limit.most - sum(limit.weigh(*pair) for pair in pairs) for limit in self.limits]
+
+    def fits(self) -> bool:
+        """Whether the choices are within all limits."""
+        return min(self.spare()) >= 0
+
+    def left(self) -> float:
+        """The smallest share of a limit that is left."""
+        return min(spare / max(1, limit.most) for spare, limit in zip(self.spare(), self.limits, strict=True))
+
+    def exchange(self, finer: Sequence[Choice]) -> None:
+        """Take the finer choice of the layers where it is worth most."""
+        prices = [self._price(k, new) for k, new in enumerate(finer)]
+        gains = [old.error2 - new.error2 for old, new in zip(self.chosen, finer, strict=True)]
+        order = sorted(range(len(finer)), key=lambda k: (prices[k] > 0, -gains[k] / max(1, prices[k]), k))
+        for k in order:
+            if gains[k] > 0 and self._affords(k, finer[k]):
+                self.chosen[k] = finer[k]
+
+    def refine(self) -> None:
+        """Bisect the errors of single layers for the finest that fits, the coarsest layers first."""
+        for k in sorted(range(len(self.chosen)), key=lambda k: (-self.chosen[k].error2, k)):
+            form = self.chosen[k].form
+            if form is None or form.eps is None or self.left() <= SLACK:
                 continue
-            coarse = middle
-            if found.error2 < chosen[k].error2:
-                chosen[k], spare = found, spare - price
-    return spare
+            fine, coarse = LEVELS[0], form.eps
+            for _ in range(REFINEMENTS):
+                middle = (fine + coarse) / 2
+                found = self.searches[k].at(middle)
+                if not self._affords(k, found):
+                    fine = middle
+                    continue
+                coarse = middle
+                if found.error2 < self.chosen[k].error2:
+                    self.chosen[k] = found
 
+    def raise_ranks(self) -> None:
+        """A rank more where it is worth most, until none fits."""
+        while True:
+            best: tuple[float, int, Choice] | None = None
+            for k, search in enumerate(self.searches):
+                more = search.raised(self.chosen[k])
+                if more is None or not self._affords(k, more):
+                    continue
+                worth = (self.chosen[k].error2 - more.error2) / max(1, self._price(k, more))
+                if worth > 0 and (best is None or worth > best[0]):
+                    best = (worth, k, more)
+            if best is None:
+                return
+            self.chosen[best[1]] = best[2]
 
-def _raised(searches: Sequence[LayerSearch], chosen: list[Choice], spare: int, weigh: Weigh) -> None:
-    """A rank more where it is worth most, in place, until none fits."""
-    while True:
-        best: tuple[float, int, Choice, int] | None = None
-        for k, search in enumerate(searches):
-            more = search.raised(chosen[k])
-            price = 0 if more is None else weigh(search, more) - weigh(search, chosen[k])
-            if more is None or price > spare:
-                continue
-            worth = (chosen[k].error2 - more.error2) / max(1, price)
-            if worth > 0 and (best is None or worth > best[0]):
-                best = (worth, k, more, price)
-        if best is None:
-            return
-        _, k, chosen[k], price = best
-        spare -= price
+    def _price(self, k: int, new: Choice) -> float:
+        """What a layer takes more by another choice."""
+        search = self.searches[k]
+        return price(self.limits, search, new) - price(self.limits, search, self.chosen[k])
 
-
-def _weight(searches: Sequence[LayerSearch], chosen: Sequence[Choice], weigh: Weigh) -> int:
-    return sum(weigh(search, choice) for search, choice in zip(searches, chosen, strict=True))
+    def _affords(self, k: int, new: Choice) -> bool:
+        """Whether the limits have room for another choice of a layer."""
+        search, old = self.searches[k], self.chosen[k]
+        return all(
+            limit.weigh(search, new) - limit.weigh(search, old) <= spare
+            for limit, spare in zip(self.limits, self.spare(), strict=True)
+        )

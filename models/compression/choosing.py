@@ -8,10 +8,10 @@ from itertools import count
 
 from torch import nn
 
-from models.compression.budgets import BudgetConfig, within
+from models.compression.budgets import BudgetConfig, Limit, price, within
 from models.compression.curvature import Curvature
 from models.compression.forms import Form
-from models.compression.ladders import CommonError, CommonSlope, Weigh
+from models.compression.ladders import CommonError, CommonSlope, Ladder
 from models.compression.search import Choice, LayerSearch
 from models.compression.tracing import Calls
 from models.errors import InvalidConfig
@@ -72,11 +72,13 @@ def ring_forms(of: OpenLayers, config: RingConfig) -> Forms:
 
 
 def budgeted_forms(of: OpenLayers, config: BudgetConfig, whole: Whole) -> Forms:
-    """Those within the target, less what the rest of the model takes of it. Raises InvalidConfig."""
+    """Those within the targets. Raises InvalidConfig, with what can be met, for one that cannot."""
     searches = of.searches(config.ring())
-    limit, weigh, refuse = _target(searches, config, whole)
-    ladder = CommonError(searches) if of.curvature is None else CommonSlope(searches, weigh)
-    return _forms(searches, within(ladder, limit, weigh, refuse))
+    limits = _limits(searches, config, whole)
+    ladder: Ladder = CommonError(searches)
+    if of.curvature is not None:
+        ladder = CommonSlope(searches, lambda search, choice: price(limits, search, choice))
+    return _forms(searches, within(ladder, limits))
 
 
 def spectral_forms(of: OpenLayers, config: SpectralConfig) -> Forms:
@@ -128,34 +130,40 @@ class _ReportedSearch(LayerSearch):
         return super().at(eps)
 
 
-def _target(
-    searches: Sequence[LayerSearch], config: BudgetConfig, whole: Whole
-) -> tuple[int, Weigh, Callable[[int], InvalidConfig]]:
-    """What the open layers may weigh together, how, and what the least that they can weigh is refused by."""
-    if config.macs is not None:
-        other = whole.other_macs
-        return (
-            config.macs - other,
-            lambda _, choice: choice.macs,
-            lambda least: InvalidConfig("macs", config.macs, f"at least {least + other:,}, the least found"),
+def _limits(searches: Sequence[LayerSearch], config: BudgetConfig, whole: Whole) -> list[Limit]:
+    """What the open layers may weigh together: each target less what the rest of the model takes of it."""
+    limits = []
+    if (pcr := config.pcr) is not None:
+        rest = whole.parameters - sum(search.dense.storage for search in searches)
+        limits.append(
+            Limit(
+                int(whole.parameters / pcr) - rest,
+                lambda _, choice: choice.storage,
+                lambda least: InvalidConfig(
+                    "pcr", pcr, f"at most {whole.parameters / max(1, least + rest):.4f}, the most found"
+                ),
+            )
         )
-    if config.bytes is not None:
+    if (macs := config.macs) is not None:
+        limits.append(
+            Limit(
+                macs - whole.other_macs,
+                lambda _, choice: choice.macs,
+                lambda least: InvalidConfig(
+                    "macs", macs, f"at least {least + whole.other_macs:,}, the least found"
+                ),
+            )
+        )
+    if (size := config.bytes) is not None:
         kept = whole.bytes - sum(search.dense.storage * search.item_size for search in searches)
-        return (
-            config.bytes - kept,
-            lambda search, choice: choice.storage * search.item_size,
-            lambda least: InvalidConfig("bytes", config.bytes, f"at least {least + kept:,}, the least found"),
+        limits.append(
+            Limit(
+                size - kept,
+                lambda search, choice: choice.storage * search.item_size,
+                lambda least: InvalidConfig("bytes", size, f"at least {least + kept:,}, the least found"),
+            )
         )
-    assert config.pcr is not None
-    total, pcr = whole.parameters, config.pcr
-    rest = total - sum(search.dense.storage for search in searches)
-    return (
-        int(total / pcr) - rest,
-        lambda _, choice: choice.storage,
-        lambda least: InvalidConfig(
-            "pcr", pcr, f"at most {total / max(1, least + rest):.4f}, the most found"
-        ),
-    )
+    return limits
 
 
 def _forms(searches: Sequence[LayerSearch], choices: Sequence[Choice]) -> Forms:

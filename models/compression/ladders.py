@@ -20,7 +20,7 @@ STRIDES = (12, 6, 3, 1)
 SLOPES = tuple(10 ** (step / 10) for step in range(-100, 61))
 """Squared error for one number, in multiples of the network's energy over its numbers."""
 
-Weigh = Callable[[LayerSearch, Choice], int]
+Weigh = Callable[[LayerSearch, Choice], float]
 
 
 class Ladder(Protocol):

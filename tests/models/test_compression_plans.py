@@ -237,7 +237,7 @@ def test_a_budget_that_cannot_be_met_says_what_can() -> None:
     with pytest.raises(InvalidConfig, match="bytes = 10: must be at least"):
         plan(network(), EXAMPLE, BudgetConfig(bytes=10))
     with pytest.raises(InvalidConfig, match="one of the three"):
-        BudgetConfig(pcr=2, macs=1)
+        BudgetConfig()
     with pytest.raises(InvalidConfig, match="execution"):
         plan(network(), EXAMPLE, BudgetConfig(macs=10), execution="rebuild")
     assert plan(network(), EXAMPLE, BudgetConfig(pcr=1)).forms == {}
