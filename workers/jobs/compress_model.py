@@ -121,7 +121,7 @@ def _wanted(parameters: CompressModelParameters, trained: TrainedModel) -> Wante
         return Wanted(
             parameters.config,
             parameters.max_drop,
-            parameters.execution,
+            None if parameters.execution == "auto" else parameters.execution,
             training.batch,
             tuning,
             parameters.seed,

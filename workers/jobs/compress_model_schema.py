@@ -91,10 +91,10 @@ class CompressModelParameters(Parameters):
         json_schema_extra=of_types,
         description="the rank over the smaller side of each layer's matrix",
     )
-    execution: Literal["rebuild", "fewest"] | None = Field(
-        None,
+    execution: Literal["auto", "rebuild", "fewest"] = Field(
+        "auto",
         description="of rings and SVDs: rebuild runs each layer with its dense kernel, made once; fewest "
-        "with its factors, by the fewest multiplications; null: fewest for macs, else rebuild",
+        "with its factors, by the fewest multiplications; auto: fewest for macs, else rebuild",
     )
     judged_share: float | None = Field(
         None,
@@ -145,7 +145,7 @@ class CompressModelParameters(Parameters):
         if not fitting and not wrong:
             wrong.append((pointer(own[0]), f"missing: {told}"))
         wrong += [(pointer(name), f"beside {fitting[0]}: {told}") for name in fitting[1:]]
-        if self.execution is not None and (self.method != RING or self.max_drop is not None):
+        if self.execution != "auto" and (self.method != RING or self.max_drop is not None):
             wrong.append(
                 (pointer("execution"), "for the method ring with eps, pcr, macs or bytes; leave it out")
             )
