@@ -73,7 +73,7 @@ def frame_times(count: int, rows: int, columns: int) -> dict[str, float]:
         "torch.linalg": milliseconds(lambda: back(householder_product(vectors), toward, vectors)),
     }
     if find_spec("torch_householder"):
-        import torch_householder  # type: ignore[import-not-found]
+        import torch_householder
 
         official = torch_householder.torch_householder_orgqr
         times["torch-householder"] = milliseconds(lambda: back(official(vectors), toward, vectors))

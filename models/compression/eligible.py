@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from math import prod
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from models.compression.tracing import COUNTED, Calls
@@ -91,12 +91,16 @@ def _unsupported(name: str, layer: nn.Module) -> str:
     """Why a layer cannot, whatever it is called with."""
     kind = type(layer)
     hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
+    weight = layer._parameters.get("weight", layer._buffers.get("weight"))
+    real = isinstance(weight, Tensor) and weight.is_floating_point()
     rules = {
         "factorised already": isinstance(layer, FactorisedLayer),
         "its weight is parametrised already": parametrize.is_parametrized(layer),
         f"unsupported: {kind.__name__} is no linear layer or convolution of torch.nn": kind not in KINDS,
         "unsupported: it is the whole model, put it into an nn.Sequential": not name,
         "unsupported: it has hooks, which another layer would not have": bool(hooked),
+        "unsupported: its weight has no real values": not real,
+        "unsupported: its weight has no values": isinstance(weight, Tensor) and not weight.numel(),
     }
     return next((reason for reason, holds in rules.items() if holds), "")
 

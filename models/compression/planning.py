@@ -117,6 +117,8 @@ def _refuse_unusable(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.UninitializedParameter):
             raise InvalidShape(f"{name} of the model has no values before its first input: give it one")
+        if parameter.is_meta:
+            raise InvalidShape(f"{name} of the model is on the meta device and has no values: load them")
         refuse_non_finite(parameter.detach(), f"{name} of the model")
 
 

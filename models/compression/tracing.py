@@ -64,7 +64,11 @@ def answered(model: nn.Module, example: Example) -> Any:
     def enter(module: nn.Module, _: Any) -> None:
         entered[:] = [module]
 
-    handles = [module.register_forward_pre_hook(enter) for module in model.modules()]
+    handles = [
+        module.register_forward_pre_hook(enter)
+        for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+    ]
     try:
         return model(*(example if isinstance(example, tuple) else (example,)))
     except (torch.OutOfMemoryError, NonFinite):

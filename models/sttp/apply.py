@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -46,6 +47,12 @@ class SpectralConfig:
         given = [name for name in ("rank", "rho", "parameters") if getattr(self, name) is not None]
         if len(given) != 1:
             raise InvalidConfig("rank", given or None, "given by one of rank, rho and parameters")
+        for name in ("rank", "parameters"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                raise InvalidConfig(name, value, "a whole number, at least 1")
+        if self.rho is not None and not 0 < self.rho <= 1:
+            raise InvalidConfig("rho", self.rho, "in (0, 1]")
         if self.execution not in EXECUTIONS:
             raise InvalidConfig("execution", self.execution, f"one of {', '.join(EXECUTIONS)}")
 
@@ -70,16 +77,14 @@ def spectral_(model: Model, config: SpectralConfig, filter_fn: Filter | None = N
 
     In place, and returned: names of modules stay. Raises NonFinite, naming the layer, for weights that are
     not finite, InvalidConfig for a layer whose weight is parametrised already, and InvalidShape for a model
-    without such layers; the model is then as it was.
+    without such layers, and for weights without real values; the model is then as it was.
     """
     chosen = {name: layer for name, layer in model.named_modules() if _is_chosen(layer, name, filter_fn)}
     if not chosen:
         raise InvalidShape("the model has no linear layer or convolution to parametrise")
-    shapes = [weight_shape(layer) for layer in chosen.values()]
     for name, layer in chosen.items():
-        if parametrize.is_parametrized(layer, "weight"):
-            raise InvalidConfig(name or "the layer", "parametrised", "plain: remove its parametrizations")
-        refuse_non_finite(layer.weight.detach(), f"the weight of {name}" if name else "the weight")
+        _refuse_unusable(layer, f"the weight of {name}" if name else "the weight")
+    shapes = [weight_shape(layer) for layer in chosen.values()]
     made = [
         Spectral(
             shape,
@@ -96,8 +101,9 @@ def spectral_(model: Model, config: SpectralConfig, filter_fn: Filter | None = N
         executing_class(layer, spectral, config.execution)
         for layer, spectral in zip(chosen.values(), made, strict=True)
     ]
-    for layer, spectral, kind in zip(chosen.values(), made, kinds, strict=True):
-        attach_(layer, spectral, kind)
+    with _all_or_none(list(chosen.values())):
+        for layer, spectral, kind in zip(chosen.values(), made, kinds, strict=True):
+            attach_(layer, spectral, kind)
     return model
 
 
@@ -115,6 +121,30 @@ def attach_(layer: nn.Module, spectral: Spectral, kind: type[nn.Module]) -> None
     """Register a parametrization for a layer's weight; the layer is computed as a `kind`."""
     layer.__class__ = kind
     parametrize.register_parametrization(layer, "weight", spectral)
+
+
+@contextmanager
+def _all_or_none(layers: list[nn.Module]) -> Iterator[None]:
+    """Layers to be parametrised, which are as they were if one of them fails."""
+    before = [(type(layer), dict(layer._parameters), dict(layer._modules)) for layer in layers]
+    try:
+        yield
+    except BaseException:
+        for layer, (kind, parameters, modules) in zip(layers, before, strict=True):
+            layer.__class__ = kind
+            layer._parameters, layer._modules = parameters, modules
+        raise
+
+
+def _refuse_unusable(layer: nn.Module, name: str) -> None:
+    if parametrize.is_parametrized(layer, "weight"):
+        raise InvalidConfig(name, "parametrised", "plain: remove its parametrizations")
+    weight = layer.weight
+    if not isinstance(weight, nn.Parameter) or isinstance(weight, nn.UninitializedParameter):
+        raise InvalidShape(f"{name} is no parameter with values: give the layer one, or its first input")
+    if weight.is_meta or not weight.is_floating_point():
+        raise InvalidShape(f"{name} is {weight.dtype} on {weight.device}: real values are needed")
+    refuse_non_finite(weight.detach(), name)
 
 
 def _is_chosen(layer: nn.Module, name: str, filter_fn: Filter | None) -> bool:
