@@ -36,6 +36,7 @@ BENCHMARKS = {
     "putt_scale": "compressing 256^3 to 1024^3, streamed: speed, memory, one tile, an overview",
     "putt_tiles": "tiles of real scans as trains of integers: bytes over lzma, ms to code and to read one",
     "sttp_counts": "parameters of STTP and SVDP networks against the official counts, to the unit",
+    "sttp_learning": "STTP against SVDP on CIFAR-10 at an equal budget; a GAN's singular values",
     "sttp_speed": "orthonormal frames against torch's product of reflections; a layer's step against dense",
     "rsdtr_resnet": "tensor rings of pretrained ResNets: the paper's search and ours, storage, MACs, time",
     "results": "docs/results.md and its figures, from what other benchmarks wrote under docs/results",

@@ -42,7 +42,15 @@ class Answered:
 
 def asked() -> Asked:
     """As the benchmarks declare it today."""
-    from benchmarks import cpic_cohort, cpic_predict, cpic_train, intervals, putt_bound, putt_rate
+    from benchmarks import (
+        cpic_cohort,
+        cpic_predict,
+        cpic_train,
+        intervals,
+        putt_bound,
+        putt_rate,
+        sttp_learning,
+    )
     from benchmarks.cohorts import controls
 
     others = {
@@ -52,6 +60,7 @@ def asked() -> Asked:
         CONTROLS: controls.TARGETS,
         "putt_rate": putt_rate.TARGETS,
         "putt_bound": putt_bound.TARGETS,
+        "sttp_learning": sttp_learning.TARGETS,
     }
     cases = cpic_cohort.CASES
     return Asked(

@@ -14,6 +14,7 @@ from benchmarks.results.tables import (
     controls,
     coverage,
     differences,
+    learnt,
     rates,
     regressors,
     shares,
@@ -59,6 +60,9 @@ def document(runs: Runs, asked: Asked, figures: Collection[str]) -> str:
         "## Bounds on every voxel",
         words.BOUNDS,
         *_other(runs, asked, "putt_bound", figures),
+        "## Spectral tensor trains",
+        words.SPECTRAL,
+        *_other(runs, asked, "sttp_learning", figures),
         "## Learning curves",
         *(_figure("curves.svg", words.CURVES, figures) or [words.NO_CURVES]),
         "## Where an answer comes from",
@@ -139,6 +143,8 @@ def _other(runs: Runs, asked: Asked, name: str, figures: Collection[str]) -> Ite
         yield shares(run.told["scans"], [each["key"] for each in run.told["targets"]])
     if name == "putt_bound":
         yield bounds(run.told["scans"])
+    if name == "sttp_learning" and run.told["learning"]:
+        yield learnt(run.told["learning"]["methods"])
     yield from _figure(f"{name}.svg", "", figures)
 
 

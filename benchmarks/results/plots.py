@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.results.runs import Run, Runs, Told
+from benchmarks.results.spectra import spectra
 
 STYLE: dict[str, Any] = {
     "svg.hashsalt": "tomotrain",
@@ -55,6 +56,8 @@ def draw(runs: Runs, folder: Path) -> set[str]:
         figures["putt_rate.svg"] = partial(rates, rated.told["scans"])
     if (bound := runs.others.get("putt_bound")) is not None:
         figures["putt_bound.svg"] = partial(bounds, bound.told["scans"])
+    if (learnt := runs.others.get("sttp_learning")) is not None and learnt.told["spectra"]:
+        figures["sttp_learning.svg"] = partial(spectra, learnt.told["spectra"]["kinds"])
     if told := dict(histories(runs)):
         figures["curves.svg"] = partial(curves, told)
     with mpl.rc_context(STYLE):

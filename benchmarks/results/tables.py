@@ -144,6 +144,21 @@ def bounds(scans: Told) -> str:
     return table(["scan", *headings, "size over best, worst", "voxels beyond", "best plain"], rows)
 
 
+def learnt(methods: Told) -> str:
+    """Test accuracies of classifiers, and their numbers."""
+    rows = [
+        [
+            name,
+            str(row["rank"] or ""),
+            f"{row['degrees_of_freedom']:,}",
+            f"{row['share_percent']:.3f}",
+            ", ".join(f"{value:.2f}" for value in row["accuracy"]),
+        ]
+        for name, row in methods.items()
+    ]
+    return table(["weights", "rank", "degrees of freedom", "numbers, % of dense", "accuracy, %"], rows)
+
+
 def shipped(told: Told) -> str:
     """Coverage and width by level of the intervals that `train` makes; empty where there are none."""
     rows = []
