@@ -29,7 +29,7 @@ class Recipe:
     """A network, what it learns from, and how.
 
     `share`: the budget, of the dense network's numbers (Z of eq. 11). `train` and `test`: how many images.
-    The rate falls linearly to 0. `start` is that of `SpectralConfig`: "weight" is the dense network's random one.
+    The rate falls linearly to 0. `start` is that of `SpectralConfig`.
     """
 
     depth: int = 10
