@@ -15,6 +15,7 @@ from service.cohort_table import BadTable
 from service.commands.analyze import analyze
 from service.commands.common import BadOption
 from service.commands.compress import compress
+from service.commands.compress_model import compress_model
 from service.commands.demo import demo
 from service.commands.evaluate import evaluate
 from service.commands.export import export
@@ -41,6 +42,7 @@ COMMANDS = (
     (train, "Make a model of a cohort and print what it is worth."),
     (predict, "Ask a model about a scan."),
     (evaluate, "Judge a model on scans whose answers are known."),
+    (compress_model, "Make a smaller model of a model and print what that changes."),
     (demo, "Try it on a real scan; leaves nothing behind."),
 )
 

@@ -1,4 +1,4 @@
-"""What trainings, predictions and evaluations came to, as tables for people. Each ends with its notice."""
+"""What jobs on models came to, as tables for people. Each ends with its notice."""
 
 from __future__ import annotations
 
@@ -78,6 +78,76 @@ def evaluation_tables(job: JobView) -> list[Table]:
         ("notice", result["notice"]),
     ]
     return [pairs(f"Evaluation {job.id}", rows)]
+
+
+def compressed_model_tables(job: JobView) -> list[Table]:
+    """What a model was made smaller to, and what that changes of its answers."""
+    result = job.result or {}
+    return [pairs(f"Model {job.id}", compressed_model_rows(result)), _changed(result)]
+
+
+def compressed_model_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Pairs of a name and a value in words."""
+    unit = f" {result['target_unit']}" if result["target_unit"] else ""
+    agreement, latency = result["agreement"], result["latency"]
+    return [
+        ("made of", f"{result['model']} ({result['regressor']})"),
+        ("wanted", ", ".join([result["method"], *(f"{n} {v:g}" for n, v in result["goal"].items())])),
+        ("parameters", f"{_became(result['parameters'])} (PCR {result['pcr']:.4g})"),
+        ("multiplications", f"{_became(result['macs'])} (FCR {result['fcr']:.4g}, {_executed(result)})"),
+        ("file", f"{_became(result['bytes'])} bytes"),
+        *(
+            (f"time, {name}", _milliseconds(latency, key))
+            for key, name in (("p50", "median"), ("p95", "95%"))
+        ),
+        ("layers", _layers(result)),
+        ("largest change", f"{agreement['largest_change']:.4g}{unit}, of any answer"),
+        ("agreement", _limits(agreement, unit)),
+        *(("interval", _width(each, result["target_unit"])) for each in result["intervals"]),
+        ("promise", result["guarantee"]),
+        ("made on", _counts(result["made_on"])),
+        ("judged by", _counts(result["judged_on"])),
+        *(("careful", warning["text"]) for warning in result["warnings"]),
+        ("notice", result["notice"]),
+    ]
+
+
+def _changed(result: dict[str, Any]) -> Table:
+    """The metrics of both models."""
+    shown = Table(title="On the rows that judge (95% intervals)", title_justify="left", expand=False)
+    shown.add_column("metric", style="bold", no_wrap=True)
+    for name in ("before", "after", "difference"):
+        shown.add_column(name, justify="right")
+    for name, each in result["metrics"].items():
+        values = (each[which] for which in ("before", "after", "difference"))
+        shown.add_row(words(METRICS.get(name, name)), *map(_metric, values))
+    return shown
+
+
+def _became(sizes: dict[str, int]) -> str:
+    return f"{sizes['before']:,} -> {sizes['after']:,}"
+
+
+def _executed(result: dict[str, Any]) -> str:
+    return f"{result['fcr_executed']:.4g} as executed"
+
+
+def _milliseconds(latency: dict[str, dict[str, float]], key: str) -> str:
+    before, after = (1000 * latency[when][key] for when in ("before", "after"))
+    return f"{before:.4g} -> {after:.4g} ms for a scan that is read"
+
+
+def _layers(result: dict[str, Any]) -> str:
+    return (
+        f"{result['layers_changed']} changed, {result['layers_left']} left; largest error of a kernel "
+        f"{result['largest_layer_error']:.3g}"
+    )
+
+
+def _limits(agreement: dict[str, Any], unit: str) -> str:
+    limits = f"{agreement['lower']:.4g} to {agreement['upper']:.4g}{unit}"
+    others = "" if agreement["other_classes"] is None else f"; {agreement['other_classes']:,} other classes"
+    return f"{limits}, mean {agreement['mean']:.4g} (limits of the {agreement['of']}){others}"
 
 
 def _compared(result: dict[str, Any]) -> Table:

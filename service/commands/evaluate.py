@@ -18,7 +18,7 @@ from service.watcher import Watcher
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="The id of the job that trained it: job_...")],
+    model: Annotated[str, typer.Argument(help="The id of the job that made it: job_...")],
     cohort: Cohort,
     target: TargetOption = "target",
     covariates: CovariatesOption = None,
@@ -40,5 +40,6 @@ def evaluate(
 
 
 def tells_classes(client: Client, model: str) -> bool:
-    """Whether targets are names of classes: the model's training says so. Raises ServiceProblem for none."""
-    return client.job(model).parameters.get("task") == "classes"
+    """Whether targets are names of classes: what made the model says so. Raises ServiceProblem for none."""
+    job = client.job(model)
+    return job.parameters.get("task", (job.result or {}).get("task")) == "classes"

@@ -18,7 +18,7 @@ from service.watcher import Watcher
 
 
 def predict(
-    model: Annotated[str, typer.Argument(help="The id of the job that trained it: job_...")],
+    model: Annotated[str, typer.Argument(help="The id of the job that made it: job_...")],
     scan: Scan,
     covariate: Annotated[
         list[str] | None, typer.Option(help="What the model wants beside the scan, NAME=NUMBER; repeatable.")

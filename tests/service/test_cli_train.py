@@ -1,4 +1,4 @@
-"""`tomotrain train`, `predict` and `evaluate`: what they send, print and refuse."""
+"""`tomotrain train`, `predict`, `evaluate` and `compress-model`: what they send, print and refuse."""
 
 from __future__ import annotations
 
@@ -83,6 +83,42 @@ RESULTS: dict[str, dict[str, Any]] = {
         "coverage": [{"level": 0.9, "observed": 0.875, "low": 0.8, "high": 0.9}],
         "warnings": [WARNING],
     },
+    "compress-model": {
+        "notice": NOTICE,
+        "model": "job_1",
+        "regressor": "resnet3d",
+        "task": "mean",
+        "target_unit": "years",
+        "method": "ring",
+        "goal": {"pcr": 3.0},
+        "pcr": 3.0125,
+        "fcr": 2.5,
+        "fcr_executed": 1.0,
+        "parameters": {"before": 6025, "after": 2000},
+        "macs": {"before": 5000, "after": 2000},
+        "bytes": {"before": 30000, "after": 12000},
+        "latency": {"before": {"p50": 0.5, "p95": 0.75}, "after": {"p50": 0.25, "p95": 0.5}},
+        "layers_changed": 8,
+        "layers_left": 5,
+        "largest_layer_error": 0.25,
+        "metrics": {
+            "rmse": {"before": FIGURE, "after": FIGURE, "difference": FIGURE},
+            "r2": dict.fromkeys(("before", "after", "difference"), NONE),
+        },
+        "agreement": {
+            "of": "mean",
+            "largest_change": 1.5,
+            "mean": 0.25,
+            "lower": -1.0,
+            "upper": 1.25,
+            "other_classes": None,
+        },
+        "intervals": [{"level": 0.9, "threshold": 9.0, "needed": 9}],
+        "guarantee": "covers a row of a new patient; widened by 1.5",
+        "made_on": {"rows": 2, "scans": 1, "patients": 1},
+        "judged_on": {"rows": 1, "scans": 1, "patients": 1},
+        "warnings": [WARNING],
+    },
 }
 
 
@@ -102,7 +138,7 @@ def kind(name: str, *, needs_volume: bool = False) -> JobKind:
 @pytest.fixture
 def classroom(house: House) -> House:
     """A service whose worker has announced the kinds that learn."""
-    learning = [kind("train"), kind("predict", needs_volume=True), kind("evaluate")]
+    learning = [kind("train"), kind("predict", needs_volume=True), kind("evaluate"), kind("compress-model")]
     house.catalogue.announce("worker", [EMBED, INTERNAL, *learning], "cpu")
     return house
 
@@ -322,6 +358,84 @@ def test_evaluate_takes_targets_as_the_models_training_had_them(
     assert [row["target"] for row in rows] == ["M", "M", "F"]
     assert_one_line(run("evaluate", numbers, table, *asked), "line 2, sex: 'M' is no finite number")
     assert_one_line(run("evaluate", "job_0", table, *asked), "job_0")
+
+
+def test_compress_model_sends_the_table_and_prints_what_it_saves_and_changes(
+    run: Run, classroom: House, table: Path
+) -> None:
+    model = trained(classroom, task="mean")
+    asked = ("--url", url_of(classroom), "--target", "age", "--covariates", "weeks")
+    with working(classroom):
+        answer = run(
+            *("compress-model", model, table, *asked, "--pcr", "3", "--epochs", "2", "--judged-share", "0.5"),
+            *("--rate", "0.01", "--seed", "4", "--execution", "fewest"),
+        )
+    assert answer.returncode == 0, answer.stderr
+    job = submitted(classroom, "compress-model")
+    parameters = dict(job.parameters)
+    assert [row["target"] for row in parameters.pop("rows")] == [61, 62, 70]
+    assert parameters == {
+        "model": model,
+        "method": "ring",
+        "pcr": 3.0,
+        "epochs": 2,
+        "judged_share": 0.5,
+        "rate": 0.01,
+        "execution": "fewest",
+        "seed": 4,
+    }
+    words = words_of(answer.stdout)
+    for part in [
+        f"Model {job.id}",
+        "made of job_1 (resnet3d)",
+        "wanted ring, pcr 3",
+        "6,025 -> 2,000 (PCR 3.013)",
+        "5,000 -> 2,000 (FCR 2.5, 1 as executed)",
+        "30,000 -> 12,000 bytes",
+        "time, median 500 -> 250 ms",
+        "8 changed, 5 left; largest error of a kernel 0.25",
+        "largest change 1.5 years, of any answer",
+        "-1 to 1.25 years, mean 0.25 (limits of the mean)",
+        "90%: the answer, and 9 years to both sides",
+        "promise covers a row of a new patient; widened by 1.5",
+        "judged by 1 rows, 1 scans, 1 patients",
+        "careful 30 trained numbers",
+        "RMSE 4.25 (3.5 to 5) 4.25 (3.5 to 5) 4.25 (3.5 to 5)",
+        "R2 - - -",
+        f"notice {NOTICE}",
+    ]:
+        assert part in words, part
+    with working(classroom):
+        again = run("compress-model", job.id, table, *asked, "--bytes", "900", "--json")
+    assert json.loads(again.stdout)["result"] == RESULTS["compress-model"]
+    (parameters,) = [
+        each.parameters for each in classroom.catalogue.jobs(kind="compress-model") if each.id != job.id
+    ]
+    assert (parameters["model"], parameters["bytes"]) == (job.id, 900)
+
+
+def test_compress_model_takes_one_target_and_says_so_before_anything_is_sent(
+    run: Run, classroom: House, table: Path
+) -> None:
+    url = ("--url", url_of(classroom))
+    assert_one_line(run("compress-model", "job_1", table, *url), "no target: give one of --eps, --pcr")
+    both = run("compress-model", "job_1", table, "--max-drop", "1", "--bytes", "9", *url)
+    assert_one_line(both, "--bytes and --max-drop: give one of")
+    assert_one_line(run("compress-model", "job_0", table, "--eps", "0.5", *url), "job_0")
+    assert classroom.catalogue.volumes() == []
+
+
+def test_targets_of_a_compressed_model_are_as_those_of_its_first_training(
+    run: Run, classroom: House, table: Path
+) -> None:
+    job = classroom.catalogue.submit("compress-model", {"rows": [], "model": "job_1"})
+    classroom.finish(job.id, {**RESULTS["compress-model"], "task": "classes"})
+    with working(classroom):
+        answer = run(
+            "evaluate", job.id, table, "--url", url_of(classroom), "--target", "sex", "--covariates", "weeks"
+        )
+    assert answer.returncode == 0, answer.stderr
+    assert [row["target"] for row in submitted(classroom, "evaluate").parameters["rows"]] == ["M", "M", "F"]
 
 
 def test_recipes_are_listed_with_their_settings(run: Run, classroom: House) -> None:
