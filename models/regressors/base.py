@@ -86,7 +86,7 @@ class Regressor(Protocol):
 
     def fit(self, cohort: Cohort, task: Task, *, seed: int, device: torch.device, watch: Watch) -> Model:
         """A model of all rows of the cohort. Same cohort, seed and device: same bits, on a CPU; of `resnet3d`
-        with as many threads, the others train with one.
+        and its spectral forms with as many threads, the others train with one.
 
         Raises ModelError: InvalidConfig, naming the setting, InvalidShape, naming the limit.
         """

@@ -88,7 +88,7 @@ class NetworkModel(Generic[Sees]):
         answers = Answers.of(task, cohort.targets)
         covariates = Scaling.of(cohort.inputs.covariates)
         scaled = covariates(cohort.inputs.covariates)
-        how = f"{sight.manifest()}"
+        how = f"{sight.manifest()}{structure_of(network) or ''}"
         learner = RowLearner(network, cohort, answers, scaled, look, sight.device, how)
         train(learner, training, seed=seed, watch=watch)
         return cls(sight, network, answers, covariates)

@@ -19,6 +19,8 @@ from models.learning.losses import answers, losses
 from models.learning.principal import deviations
 from models.learning.saved import digest
 from models.learning.task import Task
+from models.sttp.parametrizations import regularised
+from models.sttp.spectrum import d_optimal
 from models.training import Step
 from models.types import Array, Int64
 
@@ -110,6 +112,11 @@ class RowNetwork(nn.Module):
     def seeded(self, seed: int) -> None:
         """Draw what a step draws from this seed; most draw nothing."""
 
+    def penalty(self) -> Tensor | float:
+        """What joins the loss: of regularised spectra the D-optimal penalty, with most there is none."""
+        spectra = regularised(self)
+        return d_optimal(spectra) if spectra else 0.0
+
 
 class RowLearner:
     """A network, by the rows of the scans of a batch: each scan is looked at once per step.
@@ -164,7 +171,7 @@ class RowLearner:
         outputs = self._network(
             self._look(self.scans[items]), self._covariates[rows], scan_of.to(self._device)
         )
-        return losses(outputs, self._targets[rows], self._task).mean()
+        return losses(outputs, self._targets[rows], self._task).mean() + self._network.penalty()
 
     def validation(self, epoch: int) -> float | None:
         """There is none: all rows are learned from."""

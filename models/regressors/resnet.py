@@ -86,6 +86,28 @@ class ResNet(RowNetwork):
 
 
 @dataclass(frozen=True)
+class Convolution:
+    """A convolution of a network without the network, the stem the first: its cubic kernel's side, and how
+    many places it gives of a volume.
+    """
+
+    before: int
+    after: int
+    side: int
+    places: int
+
+    @property
+    def weights(self) -> int:
+        """Of the kernel, and of the normalisation behind it."""
+        return self.before * self.after * self.side**3 + 2 * self.after
+
+    @property
+    def given(self) -> int:
+        """Numbers that it gives of a volume."""
+        return self.after * self.places
+
+
+@dataclass(frozen=True)
 class Sizes:
     """Numbers of a network: its weights, and what stem, maximum and all convolutions give of a volume."""
 
@@ -95,20 +117,30 @@ class Sizes:
     convolutions: int
 
 
+def convolutions_of(shape: Strides, channels: int, width: int, depth: int) -> list[Convolution]:
+    """All of them, in the order of the network's modules."""
+    places = shape[0], -(-shape[1] // 2), -(-shape[2] // 2)
+    found = [Convolution(channels, width, 7, prod(places))]
+    places, before = _halved(places), width
+    for stage, count in enumerate(DEPTHS[depth]):
+        after = width << stage
+        places = _halved(places) if stage else places
+        for number in range(count):
+            found.append(Convolution(before, after, 3, prod(places)))
+            found.append(Convolution(after, after, 3, prod(places)))
+            if stage and not number:
+                found.append(Convolution(before, after, 1, prod(places)))
+            before = after
+    return found
+
+
 def sizes_of(shape: Strides, channels: int, width: int, depth: int) -> Sizes:
     """Known without the network, but for its last layer."""
-    places = shape[0], -(-shape[1] // 2), -(-shape[2] // 2)
-    stem, weights = width * prod(places), width * (7**3 * channels + 2)
-    places = _halved(places)
-    maximum, convolutions, before = width * prod(places), stem, width
-    for stage, count in enumerate(DEPTHS[depth]):
-        after, shortcut = width << stage, int(stage > 0)
-        places = _halved(places) if stage else places
-        convolutions += (2 * count + shortcut) * after * prod(places)
-        weights += 27 * after * (before + (2 * count - 1) * after) + shortcut * before * after
-        weights += 2 * (2 * count + shortcut) * after
-        before = after
-    return Sizes(weights, stem, maximum, convolutions)
+    found = convolutions_of(shape, channels, width, depth)
+    maximum = width * prod(_halved((shape[0], -(-shape[1] // 2), -(-shape[2] // 2))))
+    return Sizes(
+        sum(each.weights for each in found), found[0].given, maximum, sum(each.given for each in found)
+    )
 
 
 class Unit(nn.Module):

@@ -93,8 +93,7 @@ class ResNet3d:
 
     def training_bytes(self, extent: Extent) -> int:
         """See `Regressor`: a step keeps what every layer gives of every scan of a batch."""
-        own = self._sizes(extent)
-        batch = -(-extent.scans // max(1, extent.scans // self.training.batch))
+        own, batch = self._sizes(extent), self._batch(extent)
         step = FLOAT32 * (KEPT_OF_A_LAYER * own.convolutions + POOLED * own.maximum) + 2 * scan_bytes(extent)
         kept = slab_bytes(extent) + min(KEEP_BYTES, extent.scans * scan_bytes(extent))
         weights = FLOAT32 * own.weights
@@ -104,6 +103,10 @@ class ResNet3d:
         """See `Regressor`: a whole scan, and what the first layer gives of it, half as many places."""
         own, one = self._sizes(extent), scan_bytes(extent)
         return one + max(slab_bytes(extent), one + FLOAT32 * (own.stem + POOLED * own.maximum))
+
+    def _batch(self, extent: Extent) -> int:
+        """Scans in the largest batch."""
+        return -(-extent.scans // max(1, extent.scans // self.training.batch))
 
     def _sizes(self, extent: Extent) -> Sizes:
         return sizes_of(extent.shape, extent.channels, self.width, self.depth)

@@ -32,6 +32,11 @@ CPIC: dict[str, Any] = {
     "projection": TRAINS,
     "readout": {"fibres": TRAINS["fibres"], "counts": [3], "poolings": [1]},
 }
+RESIDUAL = {
+    "width": 1,
+    "depth": 10,
+    "training": {"epochs": 2, "batch": 5, "rate": 1e-2, "checkpoint_steps": 1},
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "constant": {},
     "tabular": {},
@@ -41,11 +46,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "random_voxels": {**DESCENT, "readout": {"count": 60, "strata": 2, "poolings": [1, 2]}},
     "cpic": CPIC,
     "cpic_ensemble": {"members": 2, "cpic": {**CPIC, "projected_steps": 0}},
-    "resnet3d": {
-        "width": 1,
-        "depth": 10,
-        "training": {"epochs": 2, "batch": 5, "rate": 1e-2, "checkpoint_steps": 1},
-    },
+    "resnet3d": RESIDUAL,
+    "resnet3d-svdp": {**RESIDUAL, "width": 2, "rank": 1, "spectrum": "regularised"},
+    "resnet3d-sttp": {**RESIDUAL, "width": 2, "share": 0.3},
 }
 """Small ones; a new regressor needs a line here."""
 BLIND = ("constant", "tabular")

@@ -41,7 +41,7 @@ from workers.schemas import choices, pointer
 from workers.trials import Terms, Trial, learning_of
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.csv"
-SLOW = ("tt_mlp", "cpic_ensemble", "resnet3d")
+SLOW = ("tt_mlp", "cpic_ensemble", "resnet3d", "resnet3d-svdp", "resnet3d-sttp")
 """What takes far longer than the others on a CPU: `auto` tries it where it is named."""
 ENCODERS, ENCODER_PATIENTS = ("random_voxels", "cpic"), 50
 """Recipes that train an encoder, and the fewest patients with whom `auto` tries them unasked."""
