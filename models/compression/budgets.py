@@ -3,13 +3,14 @@
 Storage over a ladder's steps is a staircase, and a budget lies between two of them. From the coarser one,
 layers go to the finer one by what they gain in squared error for each number that they cost, as long as they
 fit, the best value first; what is left goes to single ranks and to finer errors of single layers. With
-several budgets a step fits where all do, and prices are shares of each.
+several budgets a step fits where all do, prices are mixtures of them, and some mixtures are tried.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from models.compression.ladders import LEVELS, Ladder
 from models.compression.search import Choice, LayerSearch
@@ -20,6 +21,8 @@ SLACK = 0.01
 """The share of a budget that may be left before errors of single layers are refined."""
 REFINEMENTS = 5
 """Bisections of a single layer's error."""
+SHARES = (1 / 16, 1 / 4, 1.0, 4.0, 16.0)
+"""Of a further limit beside the first, that are tried."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class BudgetConfig:
             raise InvalidConfig("pcr", self.pcr, "at least 1, and finite")
         for setting in ("macs", "bytes"):
             value = getattr(self, setting)
-            if value is not None and value < 1:
-                raise InvalidConfig(setting, value, "at least 1")
+            if value is not None and not 1 <= value < float("inf"):
+                raise InvalidConfig(setting, value, "at least 1, and finite")
         self.ring()
 
     def ring(self) -> RingConfig:
@@ -63,19 +66,41 @@ class Limit:
     refuse: Callable[[int], InvalidConfig]
 
 
-def price(limits: Sequence[Limit], search: LayerSearch, choice: Choice) -> float:
-    """What a choice takes of the limits: its weight by the first, and by others that of an equal share."""
-    first = limits[0].most
-    others = (limit.weigh(search, choice) * first / max(1, limit.most) for limit in limits[1:])
-    return limits[0].weigh(search, choice) + sum(others)
+@dataclass(frozen=True)
+class Prices:
+    """What choices cost under several limits: the weight by the first one, and by each other so many times
+    (`shares`) the same share of it.
+    """
+
+    limits: Sequence[Limit]
+    shares: tuple[float, ...]
+
+    def __call__(self, search: LayerSearch, choice: Choice) -> float:
+        """Of a choice."""
+        first, *others = self.limits
+        more = (
+            share * limit.weigh(search, choice) * first.most / max(1, limit.most)
+            for limit, share in zip(others, self.shares, strict=True)
+        )
+        return first.weigh(search, choice) + sum(more)
 
 
-def within(ladder: Ladder, limits: Sequence[Limit]) -> list[Choice]:
-    """A choice for each layer of the ladder, within all limits.
+def within(limits: Sequence[Limit], ladder: Callable[[Prices], Ladder]) -> list[Choice]:
+    """A choice for each layer, within all limits, of the least squared error over some shares of them.
 
     Raises what a limit makes of the least that the layers can weigh.
     """
-    filling = _Filling(ladder.searches, limits)
+    found = [_filled(ladder(prices), prices) for prices in _mixtures(limits)]
+    return min(found, key=lambda choices: sum(choice.error2 for choice in choices))
+
+
+def _mixtures(limits: Sequence[Limit]) -> list[Prices]:
+    return [Prices(limits, shares) for shares in product(SHARES, repeat=len(limits) - 1)]
+
+
+def _filled(ladder: Ladder, prices: Prices) -> list[Choice]:
+    """Choices by one ladder, and by what they cost."""
+    filling = _Filling(ladder.searches, prices)
     if not filling.fits():
         fine, coarse = _bracket(ladder, filling)
         filling.chosen = ladder.at(coarse)
@@ -103,8 +128,8 @@ def _bracket(ladder: Ladder, filling: _Filling) -> tuple[int, int]:
 class _Filling:
     """Choices, dense at first, and what they leave of the limits."""
 
-    def __init__(self, searches: Sequence[LayerSearch], limits: Sequence[Limit]) -> None:
-        self.searches, self.limits = searches, limits
+    def __init__(self, searches: Sequence[LayerSearch], prices: Prices) -> None:
+        self.searches, self.prices, self.limits = searches, prices, prices.limits
         self.chosen = [search.dense for search in searches]
 
     def spare(self) -> list[int]:
@@ -164,7 +189,7 @@ class _Filling:
     def _price(self, k: int, new: Choice) -> float:
         """What a layer takes more by another choice."""
         search = self.searches[k]
-        return price(self.limits, search, new) - price(self.limits, search, self.chosen[k])
+        return self.prices(search, new) - self.prices(search, self.chosen[k])
 
     def _affords(self, k: int, new: Choice) -> bool:
         """Whether the limits have room for another choice of a layer."""

@@ -80,13 +80,13 @@ def _read(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = load(content)
         size = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + size])
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise InvalidShape(f"this is no safetensors file: {error}") from error
     try:
         document = dict(json.loads(header["__metadata__"][KEY]))
         version, stated = document["version"], document.pop("digest")
         document["layers"], document["spectral"] = dict(document["layers"]), dict(document["spectral"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InvalidShape(f"the file's metadata has no {KEY}: it is of no compressed model") from error
     if version != VERSION:
         raise InvalidShape(f"the file is of version {version}, this program reads {VERSION}: save it anew")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
+from math import prod
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from models.convolutions import geometry_of, kernel_of
-from models.errors import InvalidConfig
+from models.errors import InvalidConfig, InvalidShape
 from models.rsdtr.candidates import paper_ring
 from models.rsdtr.factorise import ring_layer
 from models.rsdtr.layers import REBUILD, FactorisedLayer, LowRankConv, LowRankLinear
@@ -36,7 +37,8 @@ class Form:
     `modes` and `ranks` are those of a ring; of an SVD `ranks` is its only rank and `late` the spatial axes of
     its second factor; of a spectral weight `ranks` is the largest of any bond. `eps` is what the ring or SVD
     was searched by. `execution` is a plan of `FactorisedLayer`, or of spectral weights one of
-    `models.sttp.lowrank.EXECUTIONS`. Raises InvalidConfig for a method that is none of METHODS.
+    `models.sttp.lowrank.EXECUTIONS`. Raises InvalidConfig for a method that is none of METHODS, and ranks,
+    axes and errors that are none.
     """
 
     method: str
@@ -52,6 +54,14 @@ class Form:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InvalidConfig("method", self.method, f"one of {', '.join(METHODS)}")
+        if not self.ranks or any(type(rank) is not int or rank < 1 for rank in self.ranks):
+            raise InvalidConfig("ranks", self.ranks, "whole numbers, each at least 1")
+        if any(
+            type(axis) is not int for axis in (*self.late, *(axis for mode in self.modes for axis in mode))
+        ):
+            raise InvalidConfig("modes", (self.modes, self.late), "axes, as whole numbers")
+        if self.eps is not None and not 0 < self.eps < float("inf"):
+            raise InvalidConfig("eps", self.eps, "above 0 and finite")
 
     def shape(self, sizes: tuple[int, ...]) -> RingShape | LowRankShape:
         """Of the factors of one group's kernel; not of a spectral weight."""
@@ -113,13 +123,15 @@ def _factorised(layer: nn.Module, form: Form, kernel: Tensor, metric: KernelMetr
     geometry = geometry_of(layer)
     bias = layer.bias if isinstance(layer.bias, Tensor) else None
     made: FactorisedLayer
-    assert form.eps is not None
+    if form.eps is None:
+        raise InvalidConfig("eps", None, "the error that a ring or an SVD was searched by")
     if form.method == PAPER:
         made = ring_layer(geometry, paper_ring(kernel, geometry, form.eps), bias)
     else:
         blocks = blocks_of(kernel.to("cpu", torch.float64), geometry)
         spectra = Spectra(blocks if metric is None else metric.weighted(blocks), form.eps)
         shape = form.shape(geometry.block_shape)
+        _refuse_unreachable(shape)
         if isinstance(shape, RingShape):
             ring = ring_of(spectra, shape)
             made = ring_layer(geometry, ring if metric is None else metric.ring(ring), bias)
@@ -129,6 +141,23 @@ def _factorised(layer: nn.Module, form: Form, kernel: Tensor, metric: KernelMetr
             made = kind(geometry, shape, factors if metric is None else metric.low_rank(shape, factors), bias)
     made.plan = form.execution
     return made.to(kernel)
+
+
+def _refuse_unreachable(shape: RingShape | LowRankShape) -> None:
+    """Raise InvalidShape for ranks above those of the matrices that the factors are cut off."""
+    if isinstance(shape, LowRankShape):
+        rows = prod(shape.out_shape) // shape.rank
+        most = [min(rows, prod(shape.sizes) // rows)]
+        ranks = [shape.rank]
+    else:
+        start, *others = shape.ranks
+        ranks, most = [start * others[0], *others[1:]], []
+        rest = prod(shape.sizes)
+        for length, left in zip(shape.lengths, (1, *others), strict=False):
+            rest //= length
+            most.append(min(left * length, rest if not most else rest * start))
+    if any(rank > limit for rank, limit in zip(ranks, most, strict=False)):
+        raise InvalidShape(f"{shape} has ranks above {most}, which its matrices have")
 
 
 def _spectral(layer: nn.Module, form: Form) -> nn.Module:

@@ -95,8 +95,10 @@ class CompressionPlan:
             if told.get("version") != VERSION:
                 raise InvalidConfig("version", told.get("version"), f"{VERSION}: make the plan anew")
             layers = tuple(_layer(layer) for layer in told.pop("layers"))
-            return cls(layers=layers, **told)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            made = cls(layers=layers, **told)
+            _refuse_unnamed(made)
+            return made
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise InvalidConfig("plan", text[:40], f"the JSON of a plan: {error}") from error
 
     def __str__(self) -> str:
@@ -111,6 +113,14 @@ class CompressionPlan:
             f"{self.macs:,} -> {self.macs_after:,} (executed {self.macs_executed:,}), bytes {self.bytes:,} "
             f"-> {self.bytes_after:,}; {self.config}"
         )
+
+
+def _refuse_unnamed(plan: CompressionPlan) -> None:
+    names = [layer.name for layer in plan.layers]
+    if not all(isinstance(text, str) for text in (plan.digest, plan.config, *names)):
+        raise TypeError("the digest, the config and names of layers are text")
+    if len(set(names)) != len(names):
+        raise ValueError("each layer has one entry")
 
 
 def digest_of(model: nn.Module) -> str:

@@ -120,7 +120,7 @@ def _empty(model: nn.Module, name: str, told: Mapping[str, Any], numbers: int) -
             raise InvalidShape("it has more numbers than were saved")
         made = _zeros(geometry, shape, bias)
         made.plan = told["execution"]
-    except (ModelError, KeyError, TypeError, ValueError) as error:
+    except (ModelError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise InvalidShape(f"the structure does not say what {name} is made of: {error}") from error
     assert isinstance(layer.weight, Tensor)
     return made.to(layer.weight).train(layer.training)
