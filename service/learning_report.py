@@ -98,7 +98,7 @@ def compressed_model_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("file", f"{_became(result['bytes'])} bytes"),
         *(
             (f"time, {name}", _milliseconds(latency, key))
-            for key, name in (("p50", "median"), ("p95", "95%"))
+            for key, name in (("p50_s", "median"), ("p95_s", "95%"))
         ),
         ("layers", _layers(result)),
         ("largest change", f"{agreement['largest_change']:.4g}{unit}, of any answer"),

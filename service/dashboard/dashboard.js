@@ -51,6 +51,7 @@ const clock = (time) => new Date(time).toLocaleString();
 const LABELS = {
   mb_s: "speed", seconds: "time", psnr: "PSNR", ssim: "SSIM", rmse: "RMSE", max_error: "largest error", number: "setting",
   voxel_bytes: "voxels", coded_bytes: "chunks", level_bytes: "chunks by level", stored_bytes: "on disk",
+  pcr: "PCR", fcr: "FCR", fcr_executed: "FCR as executed", macs: "multiplications", p50_s: "median", p95_s: "95 %",
 };
 const worded = (name) => LABELS[name] ?? name.replace(/_(bytes|s|seconds|mm)$/, "").replaceAll("_", " ");
 
@@ -71,7 +72,7 @@ function valueInWords(name, value) {
   return Number.isInteger(value) ? whole(value) : number(value);
 }
 
-const DETAILS = /digest$|volume_id$|^sha256$|^packages$|^method$|^settings$|^notice$|^warnings$|^notes$|^certificate$/;
+const DETAILS = /digest$|volume_id$|^sha256$|^packages$|^method$|^settings$|^notice$|^warnings$|^notes$|^certificate$|^lineage$|^judged_rows$/;
 const isTable = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 
 /** The plain entries of a result as pairs of words, nested objects in a row; provenance stays in the JSON. */
@@ -93,7 +94,7 @@ function errorInWords({ rmse, psnr }) {
   return psnr === null ? number(rmse) : `${number(rmse)} (${number(psnr)} dB)`;
 }
 
-/** What matters first of a volume or a file that a job made. */
+/** What matters first of a volume, a file or a smaller model that a job made. */
 const HEADLINES = {
   compress: (result) => {
     const psnr = result.psnr === null ? "no voxel has changed" : `PSNR ${number(result.psnr)} dB for a peak of ${number(result.peak)}`;
@@ -104,7 +105,16 @@ const HEADLINES = {
     + `${percent(result.changed)} of the voxels changed, by ${number(result.removed)} in the root mean square of all`,
   complete: (result) => `${whole(result.gaps)} voxels filled, ${percent(result.share)} · `
     + `error at hidden voxels ${errorInWords(result.scattered)}, in hidden blocks ${errorInWords(result.blocks)}`,
+  "compress-model": (result) => {
+    const unit = result.target_unit ? ` ${result.target_unit}` : "";
+    const [[name, { before, after, difference }]] = Object.entries(result.metrics);
+    const bounds = difference.low === null ? "" : ` (changed by ${number(difference.low)} to ${number(difference.high)}, 95 %)`;
+    return `${result.regressor}: PCR ${number(result.pcr)} · ${name} ${figure(before)} → ${figure(after)}${bounds} · `
+      + `largest change of an answer ${number(result.agreement.largest_change)}${unit}`;
+  },
 };
+
+const figure = ({ value }) => (value === null ? "not known" : number(value));
 
 /** The answer of a result that has one, in a line: what a person wants to read first. */
 function headline({ kind, result }) {
@@ -121,7 +131,7 @@ function headline({ kind, result }) {
   if (!first) return null;
   const [name, { value, low, high }] = first;
   const bounds = low === null ? "" : ` (95 %: ${valueInWords("", low)} to ${valueInWords("", high)})`;
-  return `${result.regressor}: ${name} ${value === null ? "not known" : number(value)}${bounds}`;
+  return `${result.regressor}: ${name} ${figure({ value })}${bounds}`;
 }
 
 /** What is to be seen of a result without a click: its answer, what to be careful about, and its notice. */
@@ -131,6 +141,7 @@ function resultAtAGlance(job) {
   const careful = told.map((text) => make("p", { className: "warning" }, `⚠ ${text}`));
   const notice = result.notice ? [make("p", { className: "notice" }, result.notice)] : [];
   const made = result.volume_id ? [soft("made ", scanLink(result.volume_id))] : [];
+  if (job.kind === "compress-model") made.push(soft("made of ", jobLink(result.model)));
   return [...(answer ? [make("p", { className: "answer" }, answer)] : []), ...made, ...careful, ...notice];
 }
 
@@ -235,6 +246,12 @@ function scanLink(id) {
   return make("a", { href: name ? `#${id}` : `/v1/volumes/${id}` }, name ?? "a scan that is not shown here");
 }
 
+/** To a job's row; of one that is not on this page, what the API says of it. */
+function jobLink(id) {
+  const known = jobs.rows.some((job) => job.id === id);
+  return make("a", { href: known ? `#${id}` : `/v1/jobs/${id}` }, known ? "a model on this page" : "a model that is not shown here");
+}
+
 /** Of what a volume was made, how, and what was made of it. */
 function lineage(scan) {
   const made = madeOf(scan).flatMap((other, i) => [i ? " · " : "", scanLink(other.id)]);
@@ -297,6 +314,17 @@ function wish(kind, scan) {
   return make("details", {}, make("summary", {}, "compress"), make("div", { className: "actions" }, goal, amount, compressor, run));
 }
 
+/** The latest jobs of a kind that have a result. */
+async function succeeded(kind) {
+  const answer = await fetch(`/v1/jobs?kind=${kind}&state=succeeded`);
+  return answer.ok ? (await answer.json()).jobs : [];
+}
+
+function modelName({ result, ended_at }) {
+  const smaller = result.pcr ? ` (PCR ${number(result.pcr)})` : "";
+  return `${result.target_name} by ${result.regressor}${smaller}, ${clock(ended_at)}`;
+}
+
 /** A form that asks a model about a scan: which one, and the numbers that it wants beside. */
 function question(scan) {
   const choice = make("select", { "aria-label": `model to ask about ${scan.name}` });
@@ -317,10 +345,9 @@ function question(scan) {
 
   async function open() {
     if (!form.open) return;
-    const answer = await fetch("/v1/jobs?kind=train&state=succeeded");
-    models = answer.ok ? (await answer.json()).jobs : [];
-    choice.replaceChildren(...models.map((model) =>
-      make("option", { value: model.id }, `${model.result.target_name} by ${model.result.regressor}, ${clock(model.ended_at)}`)));
+    models = (await Promise.all(["train", "compress-model"].map(succeeded))).flat();
+    models.sort((one, other) => (one.ended_at < other.ended_at ? 1 : -1));
+    choice.replaceChildren(...models.map((model) => make("option", { value: model.id }, modelName(model))));
     form.replaceChildren(form.firstChild, ...(models.length ? [choice, numbers] : [soft("No model yet: tomotrain train cohort.csv makes one.")]));
     choose();
   }

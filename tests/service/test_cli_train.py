@@ -97,7 +97,7 @@ RESULTS: dict[str, dict[str, Any]] = {
         "parameters": {"before": 6025, "after": 2000},
         "macs": {"before": 5000, "after": 2000},
         "bytes": {"before": 30000, "after": 12000},
-        "latency": {"before": {"p50": 0.5, "p95": 0.75}, "after": {"p50": 0.25, "p95": 0.5}},
+        "latency": {"before": {"p50_s": 0.5, "p95_s": 0.75}, "after": {"p50_s": 0.25, "p95_s": 0.5}},
         "layers_changed": 8,
         "layers_left": 5,
         "largest_layer_error": 0.25,

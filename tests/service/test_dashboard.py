@@ -189,6 +189,70 @@ def test_a_model_is_asked_and_its_answer_is_shown_with_its_notice(watched: Watch
     assert watched.troubles == []
 
 
+SMALLER = {
+    **MODEL,
+    "regressor": "resnet3d",
+    "target_unit": "years",
+    "pcr": 3.0125,
+    "metrics": {
+        "rmse": {
+            "before": {"value": 4.25, "low": 3.5, "high": 5.0},
+            "after": {"value": 4.375, "low": 3.5, "high": 5.0},
+            "difference": {"value": 0.125, "low": -0.25, "high": 0.5},
+        }
+    },
+    "agreement": {"of": "mean", "largest_change": 1.5, "mean": 0.0, "lower": -1.0, "upper": 1.0},
+    "latency": {"before": {"p50_s": 0.25, "p95_s": 0.5}, "after": {"p50_s": 0.125, "p95_s": 0.5}},
+    "judged_rows": [3, 1],
+}
+
+
+@needs_chromium
+def test_a_smaller_model_stands_beside_its_parent_and_is_asked_like_it(
+    watched: Watched, nifti: bytes
+) -> None:
+    page, house = watched.page, watched.house
+    kinds = [
+        learning("train", needs_volume=False, required=["rows"]),
+        learning("compress-model", needs_volume=False, required=["model", "rows"]),
+        learning("predict", needs_volume=True, required=["model"]),
+    ]
+    house.catalogue.announce("worker", [EMBED, INTERNAL, *kinds], "cpu")
+    house.ready(nifti)
+    trained = house.catalogue.submit("train", {"rows": []})
+    house.finish(trained.id, MODEL)
+    smaller = house.catalogue.submit("compress-model", {"rows": [], "model": trained.id})
+    buffer = io.BytesIO()
+    Image.new("RGB", (720, 480)).save(buffer, "PNG")
+    writer = ArtifactStore(house.root / "artifacts").writer(smaller.id, 1)
+    picture = writer.write_bytes("agreement.png", buffer.getvalue(), "image/png")
+    house.finish(smaller.id, {**SMALLER, "model": trained.id}, artifacts=(picture,))
+    page.reload()
+    row = page.locator(f"#{smaller.id}")
+    expect(row.locator(".answer")).to_have_text(
+        "resnet3d: PCR 3.013 · rmse 4.25 → 4.375 (changed by -0.25 to 0.5, 95 %) · "
+        "largest change of an answer 1.5 years"
+    )
+    expect(row.locator(".notice")).to_be_visible()
+    expect(row.get_by_role("link", name="a model on this page")).to_have_attribute("href", f"#{trained.id}")
+    expect(row.locator("img.artifact")).to_have_js_property("naturalWidth", 720)
+    row.locator("summary").click()
+    expect(row).to_contain_text("latency: before: median")
+    expect(row).to_contain_text("250 ms")
+    expect(row).not_to_contain_text("judged rows")
+
+    card = page.locator("#scans .card")
+    card.locator("summary").click()
+    expect(card.locator("option")).to_have_count(2)
+    card.locator("select").select_option(value=smaller.id)
+    expect(card.locator(f"option[value='{smaller.id}']")).to_contain_text("age by resnet3d (PCR 3.013)")
+    card.locator("input[name=sex]").fill("0")
+    card.get_by_role("button", name="Predict").click()
+    wait_until(lambda: house.catalogue.jobs(kind="predict") != [])
+    assert house.catalogue.jobs(kind="predict")[0].parameters["model"] == smaller.id
+    assert watched.troubles == []
+
+
 COMPRESSED = {
     "ratio": 20.5,
     "psnr": 31.25,

@@ -118,7 +118,7 @@ def test_what_it_saves_and_what_it_changes(
     assert 0 < result["largest_layer_error"] == max(layer.error for layer in plan.layers) <= 0.7
     assert result["layers_changed"] == len(plan.forms) > 0
     assert result["layers_changed"] + result["layers_left"] == len(plan.layers)
-    assert all(0 < each["p50"] <= each["p95"] for each in result["latency"].values())
+    assert all(0 < each["p50_s"] <= each["p95_s"] for each in result["latency"].values())
     lines = lines_of(school, ringed)
     before, after, targets = (numbers(lines, name) for name in ("before", "after", "target"))
     assert targets.tolist() == [row["target"] for row in others]

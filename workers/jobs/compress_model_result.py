@@ -223,7 +223,7 @@ def _sizes(pair: tuple[int, int]) -> Sizes:
 
 
 def _seconds(latency: Latency) -> Seconds:
-    return Seconds(p50=latency.median, p95=latency.p95)
+    return Seconds(p50_s=latency.median, p95_s=latency.p95)
 
 
 def _change(each: Compared) -> MetricChange:

@@ -173,10 +173,10 @@ class Sizes(Result):
 
 
 class Seconds(Result):
-    """For one scan without reading it; of one process, on a CPU its own time."""
+    """For one scan that is read; the process's own time, on a GPU the wall's."""
 
-    p50: float
-    p95: float
+    p50_s: float
+    p95_s: float
 
 
 class Latencies(Result):
