@@ -8,7 +8,7 @@ from itertools import count
 
 from torch import nn
 
-from models.compression.budgets import BudgetConfig, Limit, price, within
+from models.compression.budgets import BudgetConfig, Limit, Prices, within
 from models.compression.curvature import Curvature
 from models.compression.forms import Form
 from models.compression.ladders import CommonError, CommonSlope, Ladder
@@ -75,10 +75,11 @@ def budgeted_forms(of: OpenLayers, config: BudgetConfig, whole: Whole) -> Forms:
     """Those within the targets. Raises InvalidConfig, with what can be met, for one that cannot."""
     searches = of.searches(config.ring())
     limits = _limits(searches, config, whole)
-    ladder: Ladder = CommonError(searches)
-    if of.curvature is not None:
-        ladder = CommonSlope(searches, lambda search, choice: price(limits, search, choice))
-    return _forms(searches, within(ladder, limits))
+
+    def ladder(prices: Prices) -> Ladder:
+        return CommonError(searches) if of.curvature is None else CommonSlope(searches, prices)
+
+    return _forms(searches, within(limits, ladder))
 
 
 def spectral_forms(of: OpenLayers, config: SpectralConfig) -> Forms:
