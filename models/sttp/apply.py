@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -101,7 +101,7 @@ def spectral_(model: Model, config: SpectralConfig, filter_fn: Filter | None = N
         executing_class(layer, spectral, config.execution)
         for layer, spectral in zip(chosen.values(), made, strict=True)
     ]
-    with _all_or_none(list(chosen.values())):
+    with all_or_none(list(chosen.values())):
         for layer, spectral, kind in zip(chosen.values(), made, kinds, strict=True):
             attach_(layer, spectral, kind)
     return model
@@ -124,7 +124,7 @@ def attach_(layer: nn.Module, spectral: Spectral, kind: type[nn.Module]) -> None
 
 
 @contextmanager
-def _all_or_none(layers: list[nn.Module]) -> Iterator[None]:
+def all_or_none(layers: Sequence[nn.Module]) -> Iterator[None]:
     """Layers to be parametrised, which are as they were if one of them fails."""
     before = [(type(layer), dict(layer._parameters), dict(layer._modules)) for layer in layers]
     try:

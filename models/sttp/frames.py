@@ -22,12 +22,10 @@ import torch
 from torch import Tensor
 
 from models.errors import InvalidShape
+from models.sttp.triangles import inverted
 
 PADDING = 1.5
 """How much more work, at most, frames of different sizes may take together than each by itself."""
-
-LEAF, SINGLE_LEAF = 16, 64
-"""Columns of the blocks that triangular matrices are inverted by: of several, and of one by itself."""
 
 
 @dataclass(frozen=True)
@@ -273,41 +271,3 @@ def _gradient(
     symmetric = upper + torch.triu(upper, 1).mT
     of_top = (symmetric + solved.mT).baddbmm_(top, symmetric).baddbmm_(first, factor.mT)
     return of_top, (bottom @ symmetric).baddbmm_(others, factor.mT)
-
-
-def inverted(upper: Tensor) -> Tensor:
-    """The inverses of upper triangular matrices (b, r, r), by products.
-
-    Blocks on the diagonal are solved for all at once; two of them and the inverse's corner -A^{-1} C B^{-1}
-    make one of twice the size, until there is one.
-    """
-    b, r, _ = upper.shape
-    blocks = 1
-    while r > blocks * (LEAF if b > 1 else SINGLE_LEAF):
-        blocks *= 2
-    size = -(-r // blocks)
-    if fill := size * blocks - r:
-        upper = torch.nn.functional.pad(upper, (0, fill, 0, fill))
-        upper.diagonal(dim1=-2, dim2=-1)[:, r:] = 1
-    found = torch.linalg.solve_triangular(
-        _blocks(upper, size), torch.eye(size, dtype=upper.dtype, device=upper.device), upper=True
-    )
-    while found.shape[1] > 1:
-        found = _paired(found, upper)
-    whole: Tensor = found[:, 0, :r, :r]
-    return whole
-
-
-def _paired(found: Tensor, upper: Tensor) -> Tensor:
-    """The inverses (b, n, s, s) of blocks on the diagonal as n / 2 of twice the size."""
-    first, second = found[:, ::2], found[:, 1::2]
-    corner = first @ _blocks(upper, found.shape[-1], 1)[:, ::2] @ -second
-    above = torch.cat([first, corner], dim=-1)
-    return torch.cat([above, torch.nn.functional.pad(second, (found.shape[-1], 0))], dim=-2)
-
-
-def _blocks(matrices: Tensor, size: int, offset: int = 0) -> Tensor:
-    """The blocks (b, n, size, size) on a diagonal."""
-    count = matrices.shape[-1] // size
-    cut = matrices.reshape(-1, count, size, count, size).diagonal(offset, dim1=1, dim2=3)
-    return torch.permute(cut, (0, 3, 1, 2))

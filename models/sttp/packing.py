@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -17,9 +17,9 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from models.errors import InvalidShape, refuse_non_finite
-from models.sttp.apply import attach_
+from models.sttp.apply import all_or_none, attach_
 from models.sttp.lowrank import FACTORED
-from models.sttp.parametrizations import Spectral, spectral_of
+from models.sttp.parametrizations import Spectral, originals, spectral_of
 from models.sttp.weights import Layer, WeightShape, weight_shape
 
 SCHEMA = 1
@@ -37,8 +37,10 @@ _NAMES = {
     "0.signs": "weight.signs",
 }
 _SETTINGS = {
-    *("method", "rank", "spectrum", "flatten_kernel", "held"),
-    *("shape", "groups", "transposed", "factored"),
+    **dict.fromkeys(("method", "spectrum"), str),
+    **dict.fromkeys(("rank", "groups"), int),
+    **dict.fromkeys(("flatten_kernel", "held", "transposed", "factored"), bool),
+    "shape": list,
 }
 _LEARNED = ("weight.outputs", "weight.inputs", "weight.singular_values")
 
@@ -71,13 +73,15 @@ def unpack_(model: nn.Module, tensors: Mapping[str, Tensor], metadata: Mapping[s
     made = {name: _made(model, name, layer) for name, layer in told.items()}
     state = _state(tensors, made)
     _refuse_misfit(model, state, made)
-    for name, spectral in made.items():
-        layer = model.get_submodule(name)
-        if spectral_of(layer) is None:
-            factored = FACTORED.get(type(layer)) if told[name]["factored"] else None
-            with torch.random.fork_rng(devices=[]):
-                attach_(layer, spectral, factored or type(layer))
-    model.load_state_dict(state, strict=True)
+    _refuse_values(model, state, made)
+    layers = {name: model.get_submodule(name) for name in made}
+    with all_or_none(list(layers.values())):
+        for name, layer in layers.items():
+            if spectral_of(layer) is None:
+                factored = FACTORED.get(type(layer)) if told[name]["factored"] else None
+                with torch.random.fork_rng(devices=[]):
+                    attach_(layer, made[name], factored or type(layer))
+        model.load_state_dict(state, strict=True)
 
 
 def to_bytes(model: nn.Module, dtype: torch.dtype | None = None) -> bytes:
@@ -92,7 +96,7 @@ def from_bytes_(model: nn.Module, content: bytes) -> None:
         tensors = load(content)
         size = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise InvalidShape(f"this is no safetensors file: {error}") from error
     unpack_(model, tensors, metadata)
 
@@ -133,8 +137,8 @@ def _layers_of(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     try:
         told = json.loads(metadata[KEY])
         schema, layers = told["schema"], dict(told["layers"])
-        complete = all(set(layer) == _SETTINGS for layer in layers.values())
-    except (KeyError, TypeError, ValueError) as error:
+        complete = all(set(layer) == set(_SETTINGS) for layer in layers.values())
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InvalidShape(
             f"the metadata of the tensors has no {KEY}: they are of no spectral model"
         ) from error
@@ -142,7 +146,16 @@ def _layers_of(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         raise InvalidShape(f"the tensors are of schema {schema}, this program reads {SCHEMA}: pack them anew")
     if not complete:
         raise InvalidShape(f"the metadata of a layer has not {', '.join(sorted(_SETTINGS))}: it is damaged")
+    for name, layer in layers.items():
+        _refuse_damaged(name, layer)
     return layers
+
+
+def _refuse_damaged(name: str, told: Mapping[str, Any]) -> None:
+    wrong = [setting for setting, kind in _SETTINGS.items() if type(told[setting]) is not kind]
+    wrong += ["shape"] if not wrong and any(type(size) is not int for size in told["shape"]) else []
+    for setting in wrong:
+        raise InvalidShape(f"{setting} of {name} is {told[setting]!r} in the metadata: it is damaged")
 
 
 def _made(model: nn.Module, name: str, told: dict[str, Any]) -> Spectral:
@@ -177,8 +190,6 @@ def _state(tensors: Mapping[str, Tensor], made: Mapping[str, Spectral]) -> dict[
     inner = {_joined(layer, known): (layer, name) for layer in made for name, known in _NAMES.items()}
     state = {}
     for name, value in tensors.items():
-        if value.is_floating_point():
-            refuse_non_finite(value, name)
         layer, key = inner.get(name, ("", ""))
         state[_joined(layer, _INNER + key) if key else name] = value
     return state
@@ -197,6 +208,39 @@ def _refuse_misfit(model: nn.Module, state: Mapping[str, Tensor], made: Mapping[
                 f"{name} has shape {found.get(name, 'none')} in the tensors, {expected.get(name, 'none')} in "
                 "the model: they are of different models"
             )
+
+
+def _refuse_values(model: nn.Module, state: Mapping[str, Tensor], made: Mapping[str, Spectral]) -> None:
+    """Raise InvalidShape for values of another kind than the model's, NonFinite as the model would hold them.
+
+    Signs are 1 or -1, a bound is not negative, and of the singular values one is not 0.
+    """
+    kinds = {name: value.dtype for name, value in model.state_dict().items()}
+    for layer, spectral in made.items():
+        own = model.get_submodule(layer)
+        dtype = originals(own)[0].dtype if spectral_of(own) else cast(Tensor, own.weight).dtype
+        kinds |= {_joined(layer, _INNER + key): dtype for key in _sizes(spectral)}
+    for name, value in state.items():
+        _refuse_value(name, value, kinds[name])
+
+
+def _refuse_value(name: str, value: Tensor, kind: torch.dtype) -> None:
+    inner = name.rpartition(_INNER)[2] if _INNER in name else ""
+    told = _joined(_split(name)[0] or "", _NAMES[inner]) if inner else name
+    if inner == "0.signs":
+        if value.dtype != torch.int8 or not bool((value.abs() == 1).all()):
+            raise InvalidShape(f"{told} must be 1 or -1, of {torch.int8}")
+        return
+    if value.is_floating_point() != kind.is_floating_point or (
+        not kind.is_floating_point and value.dtype != kind
+    ):
+        raise InvalidShape(f"{told} holds {value.dtype} in the tensors, {kind} in the model")
+    if kind.is_floating_point:
+        refuse_non_finite(value.to(kind), told)
+    if inner == "0.bound" and value < 0:
+        raise InvalidShape(f"{told} is {float(value)}: the largest singular value is not negative")
+    if inner == "original2" and not bool(value.to(kind).any()):
+        raise InvalidShape(f"{told} are all 0: one must be the largest")
 
 
 def _sizes(spectral: Spectral) -> dict[str, tuple[int, ...]]:

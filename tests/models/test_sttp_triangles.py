@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.sttp.frames import LEAF, SINGLE_LEAF, Frame, frame, inverted
+from models.sttp.frames import Frame, frame
+from models.sttp.triangles import LEAF, SINGLE_LEAF, inverted
 
 
 def _upper(count: int, columns: int) -> torch.Tensor:
