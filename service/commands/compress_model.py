@@ -17,6 +17,9 @@ from service.learning_report import compressed_model_tables
 from service.schemas import JobView
 from service.watcher import Watcher
 
+TOGETHER = {"pcr", "macs", "bytes"}
+"""Targets that may be given together."""
+
 
 def compress_model(
     model: Annotated[str, typer.Argument(help="The id of the job that made it: job_...")],
@@ -53,8 +56,8 @@ def compress_model(
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a model smaller, to one target; the scans of a CSV table recalibrate it and judge it."""
-    goal = one_goal(
+    """Make a model smaller, to a target; the scans of a CSV table recalibrate it and judge it."""
+    goal = goal_of(
         {
             "eps": eps,
             "pcr": pcr,
@@ -81,14 +84,19 @@ def compress_model(
         show(job, as_json)
 
 
-def one_goal(targets: dict[str, float | None]) -> dict[str, Any]:
-    """The target that is given. Raises BadOption for none, and for several."""
+def goal_of(targets: dict[str, float | None]) -> dict[str, Any]:
+    """The targets that are given. Raises BadOption for none, and for those that do not go together."""
     given = {name: value for name, value in targets.items() if value is not None}
-    if len(given) != 1:
-        options = [f"--{name.replace('_', '-')}" for name in targets]
-        told = " and ".join(f"--{name.replace('_', '-')}" for name in given) or "no target"
-        raise BadOption(f"{told}: give one of {', '.join(options)}")
+    if not given or (len(given) > 1 and not given.keys() <= TOGETHER):
+        told = " and ".join(map(_option, given)) or "no target"
+        alone = ", ".join(_option(name) for name in targets if name not in TOGETHER)
+        some = ", ".join(_option(name) for name in targets if name in TOGETHER)
+        raise BadOption(f"{told}: give one of {alone}, or some of {some}")
     return given
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def show(job: JobView, as_json: bool) -> None:

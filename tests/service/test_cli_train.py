@@ -406,21 +406,21 @@ def test_compress_model_sends_the_table_and_prints_what_it_saves_and_changes(
     ]:
         assert part in words, part
     with working(classroom):
-        again = run("compress-model", job.id, table, *asked, "--bytes", "900", "--json")
+        again = run("compress-model", job.id, table, *asked, "--bytes", "900", "--macs", "5", "--json")
     assert json.loads(again.stdout)["result"] == RESULTS["compress-model"]
     (parameters,) = [
         each.parameters for each in classroom.catalogue.jobs(kind="compress-model") if each.id != job.id
     ]
-    assert (parameters["model"], parameters["bytes"]) == (job.id, 900)
+    assert (parameters["model"], parameters["bytes"], parameters["macs"]) == (job.id, 900, 5)
 
 
-def test_compress_model_takes_one_target_and_says_so_before_anything_is_sent(
+def test_compress_model_takes_targets_that_go_together_and_says_so_before_anything_is_sent(
     run: Run, classroom: House, table: Path
 ) -> None:
     url = ("--url", url_of(classroom))
-    assert_one_line(run("compress-model", "job_1", table, *url), "no target: give one of --eps, --pcr")
+    assert_one_line(run("compress-model", "job_1", table, *url), "no target: give one of --eps, --max-drop")
     both = run("compress-model", "job_1", table, "--max-drop", "1", "--bytes", "9", *url)
-    assert_one_line(both, "--bytes and --max-drop: give one of")
+    assert_one_line(both, "--bytes and --max-drop: give one of", "or some of --pcr, --macs, --bytes")
     assert_one_line(run("compress-model", "job_0", table, "--eps", "0.5", *url), "job_0")
     assert classroom.catalogue.volumes() == []
 

@@ -183,7 +183,7 @@ def test_where_it_came_from(school: School, model: Job, ringed: Job) -> None:
 @pytest.mark.parametrize(
     "asked",
     [
-        {"bytes": 200_000},
+        {"bytes": 200_000, "pcr": 1.1},
         {"method": "svdp", "rank": 2},
         {"method": "sttp", "rank": 2},
         {"max_drop": 0.5},
@@ -306,6 +306,7 @@ def test_classes_are_compared_by_probabilities(school: School, others: list[dict
         ({}, ["/eps"]),
         ({"method": "sttp"}, ["/rank"]),
         ({"eps": 0.5, "pcr": 2.0, "macs": 5}, ["/pcr", "/macs"]),
+        ({"bytes": 5, "max_drop": 2.0}, ["/max_drop"]),
         ({"method": "svdp", "pcr": 2.0}, ["/pcr"]),
         ({"method": "svdp", "rank": 2, "share": 0.5}, ["/share"]),
         ({"eps": 0.5, "rank": 2}, ["/rank"]),

@@ -19,12 +19,13 @@ from workers.models import MODEL_ID
 from workers.schemas import of_types, pointer
 
 RING, SVDP, STTP = "ring", "svdp", "sttp"
-TARGETS: dict[str, tuple[str, ...]] = {
-    RING: ("eps", "pcr", "macs", "bytes", "max_drop"),
-    SVDP: ("rank", "share"),
-    STTP: ("rank", "share"),
+BUDGETS = ("pcr", "macs", "bytes")
+TARGETS: dict[str, tuple[tuple[str, ...], ...]] = {
+    RING: (("eps",), BUDGETS, ("max_drop",)),
+    SVDP: (("rank",), ("share",)),
+    STTP: (("rank",), ("share",)),
 }
-"""What each method can be told to come to."""
+"""What each method can be told to come to: one of these, or some of one's parts."""
 JUDGING_SHARE = 0.3
 """Of the patients, where some have to be kept for judging."""
 FINER = 10.0
@@ -42,8 +43,8 @@ class CompressModelParameters(Parameters):
     )
     method: Literal["ring", "svdp", "sttp"] = Field(
         "ring",
-        description="ring: tensor rings, or SVDs where these are smaller, to a target of eps, pcr, macs, "
-        "bytes or max_drop; svdp, sttp: spectral weights to a rank or a share",
+        description="ring: tensor rings, or SVDs where these are smaller, to an eps, a max_drop, or within "
+        "all of pcr, macs and bytes that are given; svdp, sttp: spectral weights to a rank or a share",
     )
     eps: float | None = Field(
         None,
@@ -129,7 +130,7 @@ class CompressModelParameters(Parameters):
     @property
     def goal(self) -> dict[str, float]:
         """The targets that are given, by name."""
-        every = dict.fromkeys(name for names in TARGETS.values() for name in names)
+        every = dict.fromkeys(name for each in TARGETS.values() for names in each for name in names)
         return {name: value for name in every if (value := getattr(self, name)) is not None}
 
     def settings(self) -> dict[str, Any]:
@@ -139,12 +140,17 @@ class CompressModelParameters(Parameters):
     def problems(self) -> list[tuple[str, str]]:
         """What does not go together: JSON pointers, and what is wrong there."""
         own = TARGETS[self.method]
-        told = f"{self.method} takes one target, of {', '.join(own)}"
-        wrong = [(pointer(name), f"not for this method: {told}") for name in self.goal if name not in own]
-        fitting = [name for name in self.goal if name in own]
+        told = f"{self.method} takes {', or '.join(' and '.join(names) for names in own)}"
+        group = {name: names for names in own for name in names}
+        wrong = [(pointer(name), f"not for this method: {told}") for name in self.goal if name not in group]
+        fitting = [name for name in self.goal if name in group]
         if not fitting and not wrong:
-            wrong.append((pointer(own[0]), f"missing: {told}"))
-        wrong += [(pointer(name), f"beside {fitting[0]}: {told}") for name in fitting[1:]]
+            wrong.append((pointer(own[0][0]), f"missing: {told}"))
+        wrong += [
+            (pointer(name), f"beside {fitting[0]}: {told}")
+            for name in fitting[1:]
+            if group[name] != group[fitting[0]]
+        ]
         if self.execution != "auto" and (self.method != RING or self.max_drop is not None):
             wrong.append(
                 (pointer("execution"), "for the method ring with eps, pcr, macs or bytes; leave it out")
