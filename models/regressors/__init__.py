@@ -5,7 +5,8 @@
   `cpic_ensemble`, `resnet3d`, `resnet3d_spectral` (two recipes).
 - Models that recipes share: `linear_model`, `network_model`, `cpic_model`; compressed ones: `compressed`.
 - What reads scans: `blocks`, `dense` (every voxel); `readouts`, `trains`, `guides`, `distances` (a few).
-- What is trained by descent: `neural`, `resnet`; encoders in `encoders`, by the recipe of `encoder_training`.
+- What is trained by descent: `neural`, `resnet`; encoders in `encoders`, by the recipe of `encoder_training`;
+  of a bounded gain: `encoder_bound`.
 """
 
 from models.regressors.base import Regressor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -17,16 +17,19 @@ from models.learning.linear import LinearHead
 from models.learning.saved import digest, part, under
 from models.learning.task import Task
 from models.regressors.base import Look
+from models.regressors.encoder_bound import certified_bound
 from models.regressors.encoders import EncoderConfig
 from models.regressors.linear_model import head_of_task, refuse_other, with_distance
 from models.regressors.neural import load_weights, refuse_covariates, weights_of
 from models.regressors.readouts import Readout, Seen
-from models.regressors.settings import recipe_of, settings_of
+from models.regressors.settings import recipe_of
 from models.training import History
 from models.types import Array, CubeSource
 
 SCHEMA = 2
 """2: encoders have a negative slope."""
+BOUND = "encoder_bound"
+"""What the certified bound is called, in manifests and beside certificates."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +94,10 @@ class CpicModel:
         features, where = seen.features(), self.readout.blocks[self.block]
         gradient = np.zeros_like(features)
         gradient[where] = self.head.gradient(features[where], covariates)
-        return with_distance(self.readout.look_of(seen, gradient), self.head, features[where])
+        look = with_distance(self.readout.look_of(seen, gradient), self.head, features[where])
+        if look.certificate is None:
+            return look
+        return replace(look, certificate={**look.certificate, **self._certified()})
 
     def tensors(self) -> dict[str, Array]:
         """See `Model`."""
@@ -111,7 +117,8 @@ class CpicModel:
         return {
             "schema": SCHEMA,
             "parameters": weights + self.head.parameters,
-            "encoder": settings_of(self.config),
+            "encoder": self.config.to_json(),
+            **self._certified(),
             "channels": self.encoder.network.widths[0],
             "limit": self.encoder.limit,
             "readout": self.readout.manifest(),
@@ -145,6 +152,10 @@ class CpicModel:
             manifest["histories"],
         )
 
+    def _certified(self) -> dict[str, float]:
+        """How far features move with a scan, of an encoder that has a bound."""
+        return {} if self.config.spectral_bound is None else {BOUND: certified_bound(self.encoder)}
+
     def _features(self, scan: CubeSource) -> Float64[Array, " p"]:
         return self._seen(scan).features()[self.readout.blocks[self.block]]
 
@@ -168,7 +179,8 @@ def loaded_encoder(
 ) -> LearnedCpic:
     """The encoder that a model was saved with. Raises InvalidShape for a model that is not whole."""
     refuse_other(tensors, manifest, SCHEMA)
-    network = recipe_of(EncoderConfig, manifest["encoder"]).network(int(manifest["channels"]), 0, device)
+    plain = replace(recipe_of(EncoderConfig, manifest["encoder"]), spectral_bound=None)
+    network = plain.network(int(manifest["channels"]), 0, device)
     load_weights(network, part("encoder", tensors))
     network.eval().requires_grad_(False)
     shift, scale = (torch.from_numpy(np.array(tensors[name])).to(device) for name in ("shift", "scale"))

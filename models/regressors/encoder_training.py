@@ -25,6 +25,7 @@ from models.learning.folds import patient_folds
 from models.learning.linear import LinearHead
 from models.learning.task import Task
 from models.limits import refuse_outside
+from models.regressors.encoder_bound import bound_, freeze_
 from models.regressors.encoder_memory import EncoderMemory
 from models.regressors.encoders import (
     EncoderConfig,
@@ -125,7 +126,7 @@ def train_encoder(
         network = lesson.projected_network(encoder)
         learner, config = lesson.projected(network)
         histories["projected"] = train(learner, config, seed=seed, watch=watch.part("projected"))
-    encoder.eval().requires_grad_(False)
+    freeze_(encoder)
     return Trained(encoder, network, histories)
 
 
@@ -176,6 +177,8 @@ class _Lesson:
         head: torch.nn.Module = linear_outputs(width, outputs, self.device)
         if self.recipe.perceptron:
             head = Head(width, self.seed, outputs=outputs, hidden=HIDDEN, dtype=torch.float64).to(self.device)
+            if self.recipe.encoder.spectral_bound is not None:
+                bound_(head, self.recipe.encoder.spectral_bound)
         return EncoderWithHead(encoder, head)
 
     def projected(self, network: EncoderWithHead) -> tuple[Learner, TrainingConfig]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,9 @@ from models.errors import InvalidConfig
 from models.learning.cohort import Cohort
 from models.learning.saved import part, under
 from models.limits import refuse_outside
+from models.regressors.encoder_bound import bound_, bounds_of
 from models.regressors.neural import Answers, RowLearner, RowNetwork, Scaling
+from models.regressors.settings import settings_of
 from models.training import Step
 from models.tt.train import TensorTrain, stacked
 from models.types import Array, CubeSource, Int64
@@ -40,6 +43,8 @@ CHUNK = 4096
 """Points whose graph is kept at once: about a hundred MiB."""
 LIMIT = 4.0
 """Features are cut off at so many standard deviations."""
+LARGEST_BOUND = 1e3
+"""Of a layer's singular values."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class EncoderConfig:
     """The network that looks at cubes; see `CpicEncoder`. Raises InvalidConfig, naming the setting.
 
     The paper's is (5, 15, 25) with a sigmoid, without a slope and without the intensity. The smaller one here
-    takes two fifths of its multiplications.
+    takes two fifths of its multiplications. With a `spectral_bound` the largest singular value of each
+    layer's weight is that, in every step (`models.regressors.encoder_bound`).
     """
 
     hidden: tuple[int, ...] = (5, 8, 8)
@@ -55,6 +61,7 @@ class EncoderConfig:
     negative_slope: float = 0.1
     sigmoid: bool = False
     intensity: bool = True
+    spectral_bound: float | None = None
 
     def __post_init__(self) -> None:
         if not self.hidden:
@@ -62,6 +69,15 @@ class EncoderConfig:
         refuse_outside(self, hidden=(1, 256), features=(1, 256))
         if not 0 <= self.negative_slope < 1:
             raise InvalidConfig("negative_slope", self.negative_slope, "from 0 to below 1")
+        if self.spectral_bound is not None and not 0 < self.spectral_bound <= LARGEST_BOUND:
+            raise InvalidConfig(
+                "spectral_bound", self.spectral_bound, f"above 0, at most {LARGEST_BOUND:g}, or none"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings, without a bound that there is not."""
+        told = settings_of(self)
+        return {name: value for name, value in told.items() if name != "spectral_bound" or value is not None}
 
     def network(self, channels: int, seed: int, device: torch.device) -> CpicEncoder:
         """With weights from the seed."""
@@ -74,6 +90,8 @@ class EncoderConfig:
             sigmoid=self.sigmoid,
             intensity=self.intensity,
         )
+        if self.spectral_bound is not None:
+            bound_(network, self.spectral_bound)
         return network.to(device)
 
 
@@ -147,7 +165,9 @@ class PooledLearner(RowLearner):
         strategy: Strategy,
         device: torch.device,
     ) -> None:
-        super().__init__(network, cohort, answers, covariates, self._moments, device, how=repr(strategy))
+        super().__init__(
+            network, cohort, answers, covariates, self._moments, device, how=_how(strategy, network)
+        )
         self._own, self._strategy = network, strategy
         self._volumes = volumes_of(cohort.inputs.scans, LearnedCpic(network.encoder), device)
 
@@ -198,7 +218,9 @@ class ProjectedLearner(RowLearner):
         config: ProjectionConfig,
         device: torch.device,
     ) -> None:
-        super().__init__(network, cohort, answers, covariates, self._features, device, how=repr(config))
+        super().__init__(
+            network, cohort, answers, covariates, self._features, device, how=_how(config, network)
+        )
         self._own, self._config, self._encoder = network, config, encoder
         self._volumes = volumes_of(cohort.inputs.scans, encoder, device)
         self._basis: Basis | None = None
@@ -302,6 +324,11 @@ def calibrated(
     shift, scale = seen.mean(dim=0), seen.std(dim=0, correction=0)
     scale = torch.where(scale > FLOOR * (1 + shift.abs()), scale, 1.0)
     return LearnedCpic(network, shift.float(), scale.float(), LIMIT)
+
+
+def _how(what: object, network: nn.Module) -> str:
+    """What a checkpoint must agree in, beside the network's layers."""
+    return f"{what!r}{bounds_of(network) or ''}"
 
 
 def volumes_of(
