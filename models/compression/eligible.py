@@ -91,7 +91,8 @@ def _unsupported(name: str, layer: nn.Module) -> str:
     """Why a layer cannot, whatever it is called with."""
     kind = type(layer)
     hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
-    weight = layer._parameters.get("weight", layer._buffers.get("weight"))
+    own = dict((*layer.named_buffers(recurse=False), *layer.named_parameters(recurse=False)))
+    weight = own.get("weight")
     real = isinstance(weight, Tensor) and weight.is_floating_point()
     rules = {
         "factorised already": isinstance(layer, FactorisedLayer),
