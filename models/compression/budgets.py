@@ -21,7 +21,7 @@ SLACK = 0.01
 """The share of a budget that may be left before errors of single layers are refined."""
 REFINEMENTS = 5
 """Bisections of a single layer's error."""
-SHARES = (1 / 16, 1 / 4, 1.0, 4.0, 16.0)
+SHARES = tuple(2.0**power for power in range(-4, 5))
 """Of a further limit beside the first, that are tried."""
 
 

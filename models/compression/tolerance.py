@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from models.compression.applying import compressed
-from models.compression.eligible import Filter
+from models.compression.curvature import Curvature
 from models.compression.ladders import LEVELS
 from models.compression.planning import plan
 from models.compression.plans import CompressionPlan
@@ -31,23 +31,24 @@ def plan_within_drop(
     *,
     batches: Iterable[Example] = (),
     config: RingConfig | None = None,
-    filter_fn: Filter | None = None,
+    curvature: Curvature | None = None,
     report: Report = ignore,
 ) -> CompressionPlan:
     """The plan of the largest eps, by bisection, whose score is below the model's by `max_drop` at most.
 
     Each is scored as compressed and recalibrated, with `batches`, if there are any: they are gone through for
-    each. `config` gives the other settings of the search, `report` is told as by `plan`. The model is left as
-    it is. Raises InvalidConfig for a drop that is negative or no number, and, with the smallest drop that was
-    found, for one that even the finest eps exceeds; the others as `plan`.
+    each. `config` gives the other settings of the search; `curvature` and `report` are as for `plan`. The
+    model is left as it is. Raises InvalidConfig for a drop that is negative or no number, and, with the
+    smallest drop that was found, for one that even the finest eps exceeds; the others as `plan`.
     """
     if not 0 <= max_drop < float("inf"):
         raise InvalidConfig("max_drop", max_drop, "at least 0, and finite")
     settings, wanted = config or RingConfig(), score(model)
 
     def tried(level: int) -> tuple[CompressionPlan, float]:
-        made = plan(model, example_input, replace(settings, eps=LEVELS[level]), filter_fn, report=report)
-        copy = compressed(model, made)
+        finer = replace(settings, eps=LEVELS[level])
+        made = plan(model, example_input, finer, curvature=curvature, report=report)
+        copy = compressed(model, made, curvature)
         return made, wanted - score(recalibrate_(copy, batches) if batches else copy)
 
     best, drop = tried(0)
