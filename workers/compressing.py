@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self, cast
 
 import numpy as np
 from torch import nn
 
+from models.compression.curvature import Curvature, curvature
 from models.compression.planning import Config, plan
 from models.compression.plans import CompressionPlan
 from models.compression.tolerance import plan_within_drop
@@ -26,7 +27,7 @@ from models.regressors.compressed import Batch, batches_of, compressed_model, ex
 from models.regressors.network_model import NetworkModel
 from models.regressors.neural import RowNetwork
 from models.training import TrainingConfig, Watch
-from models.types import Int64
+from models.types import Int64, Report
 from storage.errors import InvalidParameters, UnusableModel
 from workers.cohorts import Table
 from workers.models import TrainedModel
@@ -40,12 +41,14 @@ Network = NetworkModel[Any]
 @dataclass(frozen=True)
 class Wanted:
     """What a network is to become: as a `config` says, or as small as a `max_drop` of the task's first metric
-    lets it. `batch` scans recalibrate at once; `tuning` is a descent afterwards, or None.
+    lets it. With `by_answers` errors are measured by what they do to answers, not to kernels. `batch` scans
+    recalibrate at once; `tuning` is a descent afterwards, or None.
     """
 
     config: Config | None
     max_drop: float | None
     execution: str | None
+    by_answers: bool
     batch: int
     tuning: TrainingConfig | None
     seed: int
@@ -108,8 +111,10 @@ def made_smaller(
     Raises InvalidConfig, with what can be met, for a budget or a drop that cannot be; InvalidShape, NonFinite
     and what the watch raises.
     """
-    found = _plan(trained, model, cohort, wanted, watch)
-    made = compressed_model(model, found, cohort.inputs, watch, batch=wanted.batch)
+    inputs, batches = cohort.inputs, _Batches(model, cohort.inputs, wanted.batch, watch.report)
+    by = curvature(model.network, batches, seed=wanted.seed) if wanted.by_answers else None
+    found = _kept_plan(watch, lambda: _plan(trained, model, cohort, wanted, watch, by))
+    made = compressed_model(model, found, inputs, watch, batch=wanted.batch, curvature=by)
     if wanted.tuning is not None:
         part = watch.part("tuning")
         made = tuned(made, cohort, wanted.tuning, seed=wanted.seed, watch=part)
@@ -137,26 +142,34 @@ def purpose(parameters: Mapping[str, Any], model_digest: str) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def _plan(
-    trained: TrainedModel, model: Network, cohort: Cohort, wanted: Wanted, watch: Watch
-) -> CompressionPlan:
-    """The plan, or the one that an earlier attempt came to."""
+def _kept_plan(watch: Watch, make: Callable[[], CompressionPlan]) -> CompressionPlan:
+    """The plan that an earlier attempt came to, or the one that is made now."""
     kept = None if watch.checkpoints is None else watch.checkpoints.part("plan")
     if kept is not None and (found := kept.load()) is not None:
         return CompressionPlan.from_json(found[1]["plan"])
-    example, report = example_of(model, cohort.inputs), told_apart(watch.report, PLANNING)
-    if wanted.config is not None:
-        made = plan(model.network, example, wanted.config, execution=wanted.execution, report=report)
-    else:
-        assert wanted.max_drop is not None
-        batches = _Batches(model, cohort.inputs, wanted.batch)
-        score = _Score(trained, model, cohort, watch)
-        made = plan_within_drop(
-            model.network, example, score, wanted.max_drop, batches=batches, report=report
-        )
+    made = make()
     if kept is not None:
         kept.save({}, {"plan": made.to_json()})
     return made
+
+
+def _plan(
+    trained: TrainedModel,
+    model: Network,
+    cohort: Cohort,
+    wanted: Wanted,
+    watch: Watch,
+    by: Curvature | None,
+) -> CompressionPlan:
+    network, example = model.network, example_of(model, cohort.inputs)
+    report = told_apart(watch.report, PLANNING)
+    if wanted.config is not None:
+        how = wanted.execution
+        return plan(network, example, wanted.config, execution=how, curvature=by, report=report)
+    assert wanted.max_drop is not None
+    batches = _Batches(model, cohort.inputs, wanted.batch, watch.report)
+    score = _Score(trained, model, cohort, watch)
+    return plan_within_drop(network, example, score, wanted.max_drop, batches=batches, report=report)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +199,9 @@ class _Batches:
     model: Network
     inputs: Inputs
     size: int
+    report: Report
 
     def __iter__(self) -> Iterator[Batch]:
-        return batches_of(self.model, self.inputs, self.size)
+        for number, batch in enumerate(batches_of(self.model, self.inputs, self.size)):
+            self.report(f"{PLANNING}: looking at scans", number, None)
+            yield batch

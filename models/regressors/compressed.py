@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.compression.applying import compressed
+from models.compression.curvature import Curvature
 from models.compression.eligible import Filter
 from models.compression.planning import Config, plan
 from models.compression.plans import CompressionPlan, digest_of
@@ -69,13 +70,20 @@ def planned(
 
 
 def compressed_model(
-    model: NetworkModel[Sees], plan: CompressionPlan, inputs: Inputs, watch: Watch, *, batch: int
+    model: NetworkModel[Sees],
+    plan: CompressionPlan,
+    inputs: Inputs,
+    watch: Watch,
+    *,
+    batch: int,
+    curvature: Curvature | None = None,
 ) -> NetworkModel[Sees]:
     """The model as its plan says, its normalisations recalibrated on `batch` of these scans at once.
 
-    The same plan and scans give the same bits. Raises InvalidConfig for another model's plan.
+    The same plan and scans give the same bits. `curvature` is the one that the plan was made with. Raises
+    InvalidConfig for another model's plan.
     """
-    network = compressed(model.network, plan)
+    network = compressed(model.network, plan, curvature)
     _lay_out_(network)
     return _recalibrated(replace(model, network=network), inputs, watch, batch)
 

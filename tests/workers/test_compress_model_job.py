@@ -168,7 +168,14 @@ def test_where_it_came_from(school: School, model: Job, ringed: Job) -> None:
     assert "lineage" not in parent
     (step,) = record["lineage"]
     assert step["parent"] == file.sha256
-    assert step["settings"] == {"method": "ring", "eps": 0.7, "execution": "auto", "epochs": 0, "seed": 0}
+    assert step["settings"] == {
+        "method": "ring",
+        "eps": 0.7,
+        "execution": "auto",
+        "measure": "kernels",
+        "epochs": 0,
+        "seed": 0,
+    }
     assert step["labels"] is False
     assert len(step["made_on"]["volumes"]) == 7
     assert step["made_on"]["packages"] == versions()
@@ -184,12 +191,15 @@ def test_where_it_came_from(school: School, model: Job, ringed: Job) -> None:
     "asked",
     [
         {"bytes": 200_000, "pcr": 1.1},
+        {"pcr": 1.5, "measure": "answers"},
         {"method": "svdp", "rank": 2},
         {"method": "sttp", "rank": 2},
         {"max_drop": 0.5},
         {**QUICK, "epochs": 1, "rate": 1e-3, "seed": 3},
     ],
-    ids=lambda asked: next(name for name in ("epochs", "max_drop", "method", "bytes") if name in asked),
+    ids=lambda asked: next(
+        name for name in ("epochs", "max_drop", "method", "bytes", "measure") if name in asked
+    ),
 )
 def test_each_target_gives_a_model_that_predicts_as_was_told(
     asked: dict[str, Any], school: School, model: Job, others: list[dict[str, Any]]
@@ -313,6 +323,7 @@ def test_classes_are_compared_by_probabilities(school: School, others: list[dict
         ({"method": "sttp", "rank": 2, "execution": "fewest"}, ["/execution"]),
         ({"macs": 10**9, "execution": "rebuild"}, ["/execution"]),
         ({"eps": 0.5, "rate": 0.1}, ["/rate"]),
+        ({"method": "svdp", "rank": 2, "measure": "answers"}, ["/measure"]),
         ({"method": "tucker", "eps": 0.5}, ["/method"]),
         ({"eps": 1.0}, ["/eps"]),
         ({"pcr": 0.5, "epochs": -1}, ["/pcr", "/epochs"]),

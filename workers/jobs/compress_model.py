@@ -122,6 +122,7 @@ def _wanted(parameters: CompressModelParameters, trained: TrainedModel) -> Wante
             parameters.config,
             parameters.max_drop,
             None if parameters.execution == "auto" else parameters.execution,
+            parameters.measure == "answers",
             training.batch,
             tuning,
             parameters.seed,
@@ -151,7 +152,8 @@ def _taken(found: Found, wanted: Wanted, extent: Extent) -> dict[str, int]:
     recipe = found.trained.recipe
     together = -(-extent.scans // max(1, extent.scans // wanted.batch))
     looking = LOOKS * together * recipe.answering_bytes(extent)
-    training = 0 if wanted.tuning is None else recipe.training_bytes(extent)
+    descends = wanted.by_answers or wanted.tuning is not None
+    training = recipe.training_bytes(extent) if descends else 0
     models = (LOADED_COPIES + OTHER_COPIES) * found.size
     planning = PLANNING_COPIES * found.size + PLANNING_BYTES
     return {recipe.name: models + max(planning, looking, training)}

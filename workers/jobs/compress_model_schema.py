@@ -97,6 +97,11 @@ class CompressModelParameters(Parameters):
         description="of rings and SVDs: rebuild runs each layer with its dense kernel, made once; fewest "
         "with its factors, by the fewest multiplications; auto: fewest for macs, else rebuild",
     )
+    measure: Literal["kernels", "answers"] = Field(
+        "kernels",
+        description="what errors of rings and SVDs are measured by. kernels: each layer's by itself; "
+        "answers: what they do to the answers to these scans, without targets, and eps is of all layers",
+    )
     judged_share: float | None = Field(
         None,
         gt=0,
@@ -151,10 +156,14 @@ class CompressModelParameters(Parameters):
             for name in fitting[1:]
             if group[name] != group[fitting[0]]
         ]
-        if self.execution != "auto" and (self.method != RING or self.max_drop is not None):
-            wrong.append(
-                (pointer("execution"), "for the method ring with eps, pcr, macs or bytes; leave it out")
-            )
+        changed = [
+            name
+            for name, usual in (("execution", "auto"), ("measure", "kernels"))
+            if getattr(self, name) != usual
+        ]
+        if self.method != RING or self.max_drop is not None:
+            told = "for the method ring with eps, pcr, macs or bytes; leave it out"
+            wrong += [(pointer(name), told) for name in changed]
         if self.rate is not None and not self.epochs:
             wrong.append((pointer("rate"), "of no epochs; give epochs too, or leave it out"))
         return wrong
