@@ -30,7 +30,7 @@ from workers.settings import WorkerSettings
 
 NETWORK: dict[str, Any] = {
     "regressor": "resnet3d",
-    "settings": {"width": 4, "depth": 10, "training": {"epochs": 1, "batch": 4}},
+    "settings": {"width": 3, "depth": 10, "training": {"epochs": 1, "batch": 4}},
     "folds": 2,
     "target_name": "ripeness",
     "target_unit": "%",
@@ -190,7 +190,7 @@ def test_where_it_came_from(school: School, model: Job, ringed: Job) -> None:
 @pytest.mark.parametrize(
     "asked",
     [
-        {"bytes": 200_000, "pcr": 1.1},
+        {"bytes": 100_000, "pcr": 1.1},
         {"pcr": 1.5, "measure": "answers"},
         {"method": "svdp", "rank": 2},
         {"method": "sttp", "rank": 2},
