@@ -44,6 +44,10 @@ def compress_model(
     execution: Annotated[
         str | None, typer.Option(help="How rings run: rebuild or fewest (multiplications).")
     ] = None,
+    measure: Annotated[
+        str | None,
+        typer.Option(help="What rings' errors are measured by: kernels, or answers to the table's scans."),
+    ] = None,
     judged_share: Annotated[
         float | None, typer.Option(help="Of the patients, who judge and have no part in making the model.")
     ] = None,
@@ -68,7 +72,13 @@ def compress_model(
             "share": share,
         }
     )
-    others = {"execution": execution, "judged_share": judged_share, "epochs": epochs, "rate": rate}
+    others = {
+        "execution": execution,
+        "measure": measure,
+        "judged_share": judged_share,
+        "epochs": epochs,
+        "rate": rate,
+    }
     asked = {
         "model": model,
         "method": method,

@@ -368,7 +368,7 @@ def test_compress_model_sends_the_table_and_prints_what_it_saves_and_changes(
     with working(classroom):
         answer = run(
             *("compress-model", model, table, *asked, "--pcr", "3", "--epochs", "2", "--judged-share", "0.5"),
-            *("--rate", "0.01", "--seed", "4", "--execution", "fewest"),
+            *("--rate", "0.01", "--seed", "4", "--execution", "fewest", "--measure", "answers"),
         )
     assert answer.returncode == 0, answer.stderr
     job = submitted(classroom, "compress-model")
@@ -382,6 +382,7 @@ def test_compress_model_sends_the_table_and_prints_what_it_saves_and_changes(
         "judged_share": 0.5,
         "rate": 0.01,
         "execution": "fewest",
+        "measure": "answers",
         "seed": 4,
     }
     words = words_of(answer.stdout)
