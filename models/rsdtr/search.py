@@ -7,7 +7,8 @@ what eps allows.
 
 A path is given up as soon as it cannot beat what is known: after any cut, the arrays unfolded by the modes
 between two bonds i and j have at most the rank r_i r_j, and at least the one that their spectrum asks for
-within the error that this many cuts may have made.
+within the error that this many cuts may have made. Flat spectra of large kernels bound little: the cuts of a
+grouping may take `MOST_WORK` together, and those that would go beyond it are not made.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ Ranks = tuple[int, ...]
 Rest = Float64[Tensor, "g left *sizes start"]
 Accept = Callable[[RingShape], bool]
 """Whether a ring may be taken: a limit on its MACs, say."""
+MOST_WORK = 1e10
+"""Multiplications: a fraction of a second. Kernels (64, 64, 3, 3) take a twentieth of it."""
+EIGENVALUES = 8
+"""Multiplications for those of an n x n matrix, over n^3."""
 
 
 class RingSearch:
@@ -56,13 +61,15 @@ class _Grouping:
         self.modes, self.sizes = modes, lengths(spectra.sizes, modes)
         self.cuts = len(modes) - 1
         self._tails: dict[Ranks, Tails] = {}
+        self._work_left = MOST_WORK
 
     def search(self) -> None:
         """All first modes and divisors, the most promising first."""
         for bound, first, ranks, used in sorted(self._roots()):
             if bound >= self.search_.limit:
                 break
-            self._expand((first,), ranks, self._first_rest(first, ranks), used)
+            if any(self._affordable((first,), ranks, mode) for mode in self._remaining((first,))):
+                self._expand((first,), ranks, self._first_rest(first, ranks), used)
 
     def _roots(self) -> Iterator[tuple[int, int, Ranks, float]]:
         for first, mode in enumerate(self.modes):
@@ -86,15 +93,17 @@ class _Grouping:
 
     def _expand(self, order: Ranks, ranks: Ranks, rest: Rest, used: float) -> None:
         """Try each remaining mode next. The axes of `rest` are the remaining modes, in their own order."""
-        remaining = [k for k in range(len(self.modes)) if k not in order]
+        remaining = self._remaining(order)
         choices = sorted((self._bound((*order, mode), ranks, used), mode) for mode in remaining)
         for bound, mode in choices:
             if bound >= self.search_.limit:
                 break
-            self._cut((*order, mode), ranks, unfolded(rest, remaining.index(mode)), used)
+            if self._affordable(order, ranks, mode):
+                self._cut((*order, mode), ranks, unfolded(rest, remaining.index(mode)), used)
 
     def _cut(self, order: Ranks, ranks: Ranks, matrices: Float64[Tensor, "g m n"], used: float) -> None:
         """Cut the last mode of `order` off, and go on where the bound allows it."""
+        self._work_left -= work(*matrices.shape)
         tails = Tails.of(matrices)
         rank = tails.rank((self.spectra.allowed - used) / (self.cuts - len(order) + 1))
         after, used = (*ranks, rank), used + tails.left_out(rank)
@@ -105,6 +114,15 @@ class _Grouping:
             sizes = (self.sizes[k] for k in range(len(self.modes)) if k not in order)
             rest = remainder(matrices, rank)
             self._expand(order, after, rest.reshape(len(rest), rank, *sizes, ranks[0]), used)
+
+    def _remaining(self, order: Ranks) -> list[int]:
+        return [k for k in range(len(self.modes)) if k not in order]
+
+    def _affordable(self, order: Ranks, ranks: Ranks, mode: int) -> bool:
+        """Whether this mode may be cut off next."""
+        others = prod(self.sizes[k] for k in self._remaining((*order, mode)))
+        rows, columns = ranks[-1] * self.sizes[mode], others * ranks[0]
+        return work(len(self.spectra.arrays), rows, columns) <= self._work_left
 
     def _offer(self, order: Ranks, ranks: Ranks) -> None:
         bonds = pairwise((*ranks, ranks[0]))
@@ -139,6 +157,12 @@ class _Grouping:
         if modes not in self._tails:
             self._tails[modes] = self.spectra.tails(axis for mode in modes for axis in self.modes[mode])
         return self._tails[modes].rank(budget)
+
+
+def work(g: int, m: int, n: int) -> float:
+    """Multiplications to cut g matrices (m, n): their Gram matrices, and the spectra of those."""
+    small, large = sorted((m, n))
+    return g * small**2 * (large + EIGENVALUES * small)
 
 
 def ring_of(spectra: Spectra, shape: RingShape) -> TensorRing:
