@@ -79,17 +79,20 @@ class Parts:
     def of(cls, table: Table, share: float | None, seed: int) -> Self:
         """All for both, or this share of the patients, drawn, to judge.
 
-        Raises InvalidParameters for too few patients.
+        Raises InvalidParameters for too few patients, and for fewer than two scans to make the model of.
         """
-        if share is None:
-            every = np.arange(len(table.records))
-            return cls(every, every, apart=False)
-        if len(set(table.patients)) < 2:
+        if share is not None and len(set(table.patients)) < 2:
             told = "one patient: some have to judge, and others to make the model; give rows of two or more"
             raise InvalidParameters([("/rows", told)])
-        split = patient_split(table.row_patients, (1 - share, 0, share), seed=seed)
-        making, judging = (np.unique(table.scan_of[rows]) for rows in (split.train, split.test))
-        return cls(making, judging, apart=True)
+        if share is None:
+            making = judging = np.arange(len(table.records))
+        else:
+            split = patient_split(table.row_patients, (1 - share, 0, share), seed=seed)
+            making, judging = (np.unique(table.scan_of[rows]) for rows in (split.train, split.test))
+        if len(making) < 2:
+            told = "normalisations cannot be recalibrated on one scan; give rows of two scans or more"
+            raise InvalidParameters([("/rows", f"{told}, beside those that judge" if share else told)])
+        return cls(making, judging, apart=share is not None)
 
 
 def network_of(job_id: str, trained: TrainedModel) -> Network:

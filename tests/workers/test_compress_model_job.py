@@ -358,7 +358,7 @@ def test_a_drop_that_cannot_be_kept_says_which_can(
     assert "at least 1, the drop at eps" in job.error["detail"]
 
 
-def test_one_patient_cannot_both_make_and_judge(
+def test_too_few_patients_or_scans_are_refused(
     school: School, model: Job, others: list[dict[str, Any]]
 ) -> None:
     alone = [others[0], others[6]]
@@ -368,6 +368,11 @@ def test_one_patient_cannot_both_make_and_judge(
         assert job.error is not None
         assert job.error["problems"][0][0] == "/rows"
         assert "one patient" in job.error["detail"]
+    for rows, more in ((others[:1], {}), (others[:2], {"epochs": 1})):
+        job = compress(school, model, rows, **QUICK, **more)
+        assert job.error is not None
+        assert job.error["problems"][0][0] == "/rows"
+        assert "two scans or more" in job.error["detail"]
 
 
 def test_models_without_a_network_are_refused_with_the_cure(
