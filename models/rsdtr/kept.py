@@ -43,4 +43,6 @@ def _passing(factors: Sequence[Tensor]) -> bool:
         return True
     if torch.is_grad_enabled() and any(factor.requires_grad for factor in factors):
         return True
-    return torch.is_autocast_enabled(factors[0].device.type) or factors[0].is_inference()
+    kind = factors[0].device.type
+    cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return cast or factors[0].is_inference()

@@ -119,7 +119,8 @@ def batches(shapes: Sequence[Frame]) -> list[tuple[int, ...]]:
 def full_precision(like: Tensor) -> AbstractContextManager[None]:
     """A context without autocast, which would multiply in half precision and lose orthogonality."""
     kind = like.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if cast else nullcontext()
 
 
 def _padded_work(shapes: Sequence[Frame]) -> float:
