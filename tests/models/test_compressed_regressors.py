@@ -37,7 +37,7 @@ RECIPES: dict[str, ResNet3d | TtMlp] = {
     "tt_mlp": TtMlp(TrainFeaturesConfig(count=4), batch_norm=True, training=replace(TRAINING, epochs=1)),
 }
 CONFIGS: dict[str, Config] = {
-    "ring": RingConfig(0.7),
+    "ring": RingConfig(0.7, modes=(3, 4)),
     "pcr": BudgetConfig(pcr=2.5, modes=(3,)),
     "svdp": SpectralConfig("svdp", rho=0.2),
     "sttp": SpectralConfig("sttp", rank=3, spectrum="constant"),
@@ -97,7 +97,7 @@ def test_a_compressed_model_is_smaller_and_the_same_after_saving(name: str, conf
 
 def test_layers_run_as_planned_and_answer_alike_in_every_execution() -> None:
     model, inputs = trained("resnet3d"), COHORT.inputs
-    rebuilt = planned(model, RingConfig(0.7), inputs, Watch())
+    rebuilt = planned(model, CONFIGS["ring"], inputs, Watch())
     separable = replace(
         rebuilt,
         layers=tuple(
@@ -150,7 +150,7 @@ def shifted(model: Made, size: int) -> list[tuple[torch.Tensor, ...]]:
 
 def test_normalisations_have_the_averages_of_the_compressed_network() -> None:
     model, inputs = trained("resnet3d"), COHORT.inputs
-    plan = planned(model, RingConfig(0.8), inputs, Watch())
+    plan = planned(model, CONFIGS["ring"], inputs, Watch())
     made = compressed_model(model, plan, inputs, Watch(), batch=3)
     copy = RECIPES["resnet3d"].load(made.tensors(), made.manifest(), Task(), CPU).network
     assert isinstance(copy, ResNet)
@@ -167,8 +167,8 @@ def test_planning_and_recalibration_end_when_what_watches_says_so() -> None:
     before = model.tensors()
     for phase in ("searching", "factorising"):
         with pytest.raises(Killed):
-            planned(model, RingConfig(0.7), inputs, Watch(KilledAt(3, phase)))
-    plan = planned(model, RingConfig(0.7), inputs, Watch())
+            planned(model, CONFIGS["ring"], inputs, Watch(KilledAt(3, phase)))
+    plan = planned(model, CONFIGS["ring"], inputs, Watch())
     with pytest.raises(Killed):
         compressed_model(model, plan, inputs, Watch(KilledAt(1, "recalibrating")), batch=3)
     assert same(model.tensors(), before)
@@ -216,7 +216,7 @@ def test_descending_further_lowers_the_error_that_compression_made() -> None:
 
 def test_what_does_not_fit_is_refused_and_the_model_stays() -> None:
     model, inputs = trained("resnet3d"), COHORT.inputs
-    before, plan = model.tensors(), planned(model, RingConfig(0.7), inputs, Watch())
+    before, plan = model.tensors(), planned(model, CONFIGS["ring"], inputs, Watch())
     made = compressed_model(model, plan, inputs, Watch(), batch=3)
     nobody = Inputs(inputs.scans, np.zeros(0, np.int64), np.zeros((0, 1)))
     small = cohort_of(np.zeros((1, 3, 3, 3), np.float32), np.zeros(1), np.zeros((1, 1))).inputs

