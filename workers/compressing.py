@@ -172,7 +172,9 @@ def _plan(
     assert wanted.max_drop is not None
     batches = _Batches(model, cohort.inputs, wanted.batch, watch.report)
     score = _Score(trained, model, cohort, watch)
-    return plan_within_drop(network, example, score, wanted.max_drop, batches=batches, report=report)
+    return plan_within_drop(
+        network, example, score, wanted.max_drop, batches=batches, curvature=by, report=report
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -191,9 +191,9 @@ def test_where_it_came_from(school: School, model: Job, ringed: Job) -> None:
     "asked",
     [
         {"bytes": 100_000, "pcr": 1.1},
-        {"pcr": 1.5, "measure": "answers"},
         {"method": "svdp", "rank": 2},
         {"method": "sttp", "rank": 2},
+        {"pcr": 1.5, "measure": "answers"},
         {"max_drop": 0.5},
         {**QUICK, "epochs": 1, "rate": 1e-3, "seed": 3},
     ],

@@ -156,14 +156,11 @@ class CompressModelParameters(Parameters):
             for name in fitting[1:]
             if group[name] != group[fitting[0]]
         ]
-        changed = [
-            name
-            for name, usual in (("execution", "auto"), ("measure", "kernels"))
-            if getattr(self, name) != usual
-        ]
-        if self.method != RING or self.max_drop is not None:
+        if self.execution != "auto" and (self.method != RING or self.max_drop is not None):
             told = "for the method ring with eps, pcr, macs or bytes; leave it out"
-            wrong += [(pointer(name), told) for name in changed]
+            wrong.append((pointer("execution"), told))
+        if self.measure != "kernels" and self.method != RING:
+            wrong.append((pointer("measure"), "for the method ring; leave it out"))
         if self.rate is not None and not self.epochs:
             wrong.append((pointer("rate"), "of no epochs; give epochs too, or leave it out"))
         return wrong
