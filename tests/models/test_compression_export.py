@@ -32,6 +32,7 @@ CONFIGS = {
     "svdp": SpectralConfig("svdp", rank=3),
     "sttp": SpectralConfig("sttp", rank=3),
 }
+QUICK = [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("low-rank", "svdp"))) for kind in CONFIGS]
 
 
 class Block(nn.Module):
@@ -117,7 +118,7 @@ def test_a_whole_network_is_exported_and_folded_for_onnx(axes: int, kind: str, t
 
 
 @pytest.mark.usefixtures("compiling")
-@pytest.mark.parametrize(("axes", "kind"), some((2, "ring")))
+@pytest.mark.parametrize(("axes", "kind"), some())
 def test_a_whole_network_compiles_without_a_break(axes: int, kind: str) -> None:
     model, x = compact(axes, kind, "fewest"), volumes(axes)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -166,7 +167,7 @@ def test_optimisers_descend_and_go_on_from_their_states(kind: str, optimiser: st
     assert [stepped(model, steps) for _ in range(2)] == [stepped(again, resumed) for _ in range(2)]
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", QUICK)
 def test_copies_casts_and_states_compute_the_same(kind: str) -> None:
     model, x = compact(3, kind), volumes(3)
     with torch.no_grad():
@@ -189,7 +190,7 @@ def test_copies_casts_and_states_compute_the_same(kind: str) -> None:
         assert model.to("meta")(x.to("meta")).shape == wanted.shape
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", QUICK)
 def test_parameters_of_a_layer_are_pruned_and_made_permanent(kind: str) -> None:
     model, x = compact(2, kind), volumes(2)
     layer = next(m for m in model.modules() if isinstance(m, FactorisedLayer) or spectral_of(m) is not None)
@@ -222,7 +223,7 @@ def alone(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("kind", ["ring", "sttp"])
+@pytest.mark.parametrize("kind", QUICK)
 def test_distributed_training_steps_and_keeps_its_state(kind: str) -> None:
     model, x = compact(2, kind).train(), volumes(2, 4)
     single = copy.deepcopy(model)
