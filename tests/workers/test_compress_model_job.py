@@ -176,6 +176,7 @@ def test_where_it_came_from(school: School, model: Job, ringed: Job) -> None:
         "epochs": 0,
         "seed": 0,
     }
+    assert step["plan"] == next(file.sha256 for file in ringed.artifacts if file.name == "plan.json")
     assert step["labels"] is False
     assert len(step["made_on"]["volumes"]) == 7
     assert step["made_on"]["packages"] == versions()
