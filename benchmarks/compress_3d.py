@@ -79,7 +79,9 @@ def run(only: Sequence[str] | None = None) -> dict[str, Any]:
     """Both cases, or those named."""
     if unknown := sorted(set(only or ()) - set(CASES)):
         raise SystemExit(f"no case {', '.join(unknown)}: there are {', '.join(CASES)}")
-    cases, result, keys = only or CASES, {}, {}
+    cases = only or CASES
+    result: dict[str, Any] = {}
+    keys: dict[str, float] = {}
     if "cohort" in cases:
         seeds = [of_seed(seed, *cohorts(), full=seed == SEEDS[0]) for seed in SEEDS]
         keys |= keys_of(seeds)

@@ -14,6 +14,8 @@ from models.regressors.neural import RowNetwork
 
 KINDS = {"tltorch_tucker": "tucker", "tltorch_tt": "tt"}
 """By name: what TensorLy-Torch calls it. Its CP, an iteration for every kernel, is left out."""
+SIZED = ("tucker",)
+"""Those that have the same size before they are decomposed; the others end with the ranks that they find."""
 BISECTIONS = 12
 
 
@@ -27,7 +29,8 @@ def at_parameters(network: RowNetwork, names: Collection[str], kind: str, count:
     low, high = 0.0, 1.0
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        enough = parameters(_factorised(network, names, kind, middle, decompose=False)) >= count
+        made = _factorised(network, names, kind, middle, decompose=kind not in SIZED)
+        enough = parameters(made) >= count
         low, high = (low, middle) if enough else (middle, high)
     return _factorised(network, names, kind, high, decompose=True)
 

@@ -117,7 +117,8 @@ def decay_(network: nn.Module) -> None:
 def falling(size: int, generator: torch.Generator) -> Tensor:
     """A matrix with the singular values 1, 2^-DECAY, 3^-DECAY, ... in random bases."""
     left, right = (torch.linalg.qr(torch.randn(size, size, generator=generator))[0] for _ in range(2))
-    return (left * torch.arange(1, size + 1) ** -DECAY) @ right
+    made: Tensor = (left * torch.arange(1, size + 1) ** -DECAY) @ right
+    return made
 
 
 if __name__ == "__main__":

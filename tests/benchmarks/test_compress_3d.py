@@ -20,7 +20,7 @@ from models.learning.cohort import Cohort, Inputs
 from models.regressors.resnet import ResNet
 from models.training import TrainingConfig
 
-WIDTH, DEPTH = 2, 10
+WIDTH, DEPTH = 1, 10
 
 
 def cohort(first: int, count: int) -> Cohort:
@@ -35,10 +35,10 @@ def cohort(first: int, count: int) -> Cohort:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few small volumes, a narrow network, one repetition."""
-    monkeypatch.setattr(compress_3d, "cohorts", lambda: (cohort(0, 8), cohort(100, 5)))
+    monkeypatch.setattr(compress_3d, "cohorts", lambda: (cohort(0, 4), cohort(100, 3)))
     monkeypatch.setattr(compress_3d, "WIDTH", WIDTH)
     monkeypatch.setattr(compress_3d, "DEPTH", DEPTH)
-    monkeypatch.setattr(compress_3d, "TRAINING", TrainingConfig(epochs=2, batch=4, rate=1e-3))
+    monkeypatch.setattr(compress_3d, "TRAINING", TrainingConfig(epochs=1, batch=4, rate=1e-3))
     monkeypatch.setattr(compress_3d, "CURVE", (2.0,))
     monkeypatch.setattr(compress_3d, "SEEDS", (0,))
     monkeypatch.setattr(compress_3d, "REPEATS", 1)
@@ -56,8 +56,9 @@ def test_every_way_is_judged_and_every_factorised_layer_is_counted() -> None:
     for measure in ("answers", "kernels"):
         told = sum(value for key, value in result.items() if key.startswith(f"wins_{measure}_"))
         assert told == sum(sum(seed["wins"][measure].values()) for seed in result["seeds"]) > 0
-    for row in first["ways"].values():
-        assert row["pcr"] <= 1.1 * first["ways"]["answers 2"]["pcr"]
+    ours = first["ways"]["answers 2"]["pcr"]
+    for name, row in first["ways"].items():
+        assert (row["pcr"] <= ours) if name.startswith("tltorch") else (row["pcr"] >= 2.0)
     assert [target["key"] for target in result["targets"]] == ["pcr", "rmse_ratio"]
     text = io.StringIO()
     with redirect_stdout(text):
@@ -101,7 +102,10 @@ def test_the_large_network_is_the_one_that_was_asked_for() -> None:
 def test_decaying_kernels_have_falling_spectra_and_their_own_norms() -> None:
     asked = Asked(DECAYING, eps=0.5, width=8, depth=10)
     flat, made = Alone(replace(asked, weights=FLAT)), Alone(asked)
-    kernels = [network.network.blocks[3].second.conv.weight.detach() for network in (flat, made)]
+    kernels = [
+        dict(network.named_parameters())["network.blocks.3.second.conv.weight"].detach()
+        for network in (flat, made)
+    ]
     assert kernels[0].norm() == pytest.approx(float(kernels[1].norm()), rel=1e-5)
     ranks = [torch.linalg.svdvals(kernel.flatten(1)) for kernel in kernels]
     assert float(ranks[1][32] / ranks[1][0]) < 0.5 * float(ranks[0][32] / ranks[0][0])
