@@ -20,6 +20,7 @@ def spectra(kinds: Told) -> Figure:
         row[0].set_ylabel(kind)
         for axes, index in zip(row, layers, strict=True):
             _layer(axes, game["records"], index)
+        row[0].set_ylim(0, max(1.1 * BOUND, row[0].get_ylim()[1]))
     for axes, index in zip(grid[0], layers, strict=True):
         axes.set_title(f"layer {index + 1}", fontsize=9)
     figure.supxlabel("step of the discriminator", fontsize=9)
@@ -32,7 +33,7 @@ def _layer(axes: Axes, records: list[Told], index: int) -> None:
     for place, course in enumerate(courses):
         axes.plot(steps, course, color=colormaps["viridis"](place / len(courses)), linewidth=0.8)
     axes.axhline(BOUND, color="#666666", linewidth=0.8, linestyle=":")
-    axes.set_ylim(bottom=0)
+    axes.grid(visible=False)
 
 
 def _records(kinds: Told) -> list[Told]:

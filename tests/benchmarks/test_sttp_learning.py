@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks import sngan, spectral_classifier, sttp_learning
+from benchmarks.results.tables import learnt
 from benchmarks.sngan import KINDS, Game, discriminator, evaluating, generator, matrices, played, weighted
 from benchmarks.spectral_classifier import (
     Recipe,
@@ -31,6 +33,10 @@ from models.sttp.weights import Layer
 
 RECIPE = Recipe(widening=1, stride=4, share=0.05, train=40, test=20, batch=8, steps=2)
 GAME = Game(base=4, latent=8, rank=6, images=40, batch=4, steps=7, rounds=2, records=3)
+
+needs_matplotlib = pytest.mark.skipif(
+    importlib.util.find_spec("matplotlib") is None, reason="matplotlib is in the extra bench"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -212,6 +218,12 @@ def test_the_benchmark_tells_its_keys_and_judges_them(
     sttp_learning.show(result)
     printed = capsys.readouterr().out
     assert all(name in printed for name in (*methods, *kinds, "least_margin"))
+    _, _, *rows = learnt(methods).splitlines()
+    sttp = methods["sttp"]
+    assert f"| sttp | {sttp['rank']} | {sttp['degrees_of_freedom']:,} | " in rows[1]
+    assert [row.split(" | ")[-1] for row in rows] == [
+        f"{row['accuracy'][0]:.2f} |" for row in methods.values()
+    ]
 
 
 def test_keys_are_the_worst_of_seeds_and_layers() -> None:
@@ -232,3 +244,20 @@ def test_keys_are_the_worst_of_seeds_and_layers() -> None:
 def test_an_unknown_part_is_refused() -> None:
     with pytest.raises(SystemExit, match="no part x"):
         sttp_learning.run(["x"])
+
+
+@needs_matplotlib
+def test_the_figure_of_spectra_has_a_panel_for_each_layer_of_several_values() -> None:
+    from benchmarks.results.spectra import spectra
+
+    kinds = {kind: played(kind, 0, GAME) for kind in ("plain", "normalised")}
+    panels = spectra(kinds).axes
+    assert len(panels) == 2 * 7
+    for panel, layer in zip(panels, [*range(7)] * 2, strict=True):
+        records = kinds["plain" if panel in panels[:7] else "normalised"]["records"]
+        *courses, bound = panel.get_lines()
+        assert set(bound.get_ydata()) == {1.0}
+        largest = [round(record["layers"][layer]["largest"], 5) for record in records]
+        assert list(courses[0].get_ydata()) == largest
+        assert list(courses[0].get_xdata()) == [0, 3, 5, 7]
+        assert panel.get_ylim()[1] >= max(largest)
