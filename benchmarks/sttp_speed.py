@@ -1,9 +1,12 @@
-"""Orthonormal frames, forward and back, against torch's product of reflections; a layer's step against dense.
+"""Orthonormal frames, forward and back, against others'; a layer's step against dense.
 
-CPU milliseconds on one thread, the median of REPEATS (of one where a call takes over SLOW seconds). Where
-torch-householder is installed, it takes part (`pip install --no-build-isolation torch-householder`).
+CPU milliseconds on one thread: medians over TURNS of CALLS each, taken in turns with the others, after a call
+that is not counted; of one call where it takes over SLOW seconds. torch-householder takes part where it is
+installed (`pip install --no-build-isolation --no-deps torch-householder==1.0.1` compiles it).
 
-    speedup_512x64 ...        the quickest peer's time over ours
+    speedup_512x64 ...        the time of torch-householder over ours
+    over_torch_linalg_...     the time of torch.linalg.householder_product over ours
+    peers                     who took part
     step_over_dense_sttp ...  one step (forward and back, the parameters' gradients) of a 3x3 convolution
                               512 -> 512, r = 64, on 8 maps of 8x8, over that of the dense layer
     generation_ms_sttp ...    all weights of WRN-16-8, r = 64, forward and back
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -28,7 +31,8 @@ from models.sttp.frames import Frame, frame
 from models.sttp.parametrizations import NEAR
 from models.threads import one_thread
 
-REPEATS, SLOW = 7, 2.0
+TURNS, CALLS, SLOW = 5, 5, 2.0
+HOUSEHOLDER, LINALG = "torch-householder", "torch.linalg"
 RANK = 64
 FRAMES = {"512x64": (1, 512, 64), "4608x64": (1, 4608, 64), "24x128x64": (24, 128, 64)}
 TARGETS = (
@@ -50,15 +54,18 @@ def run(only: Sequence[str] | None = None) -> dict[str, Any]:
     cases = only or CASES
     rows = {name: frame_times(*size) for name, size in FRAMES.items()} if "frames" in cases else {}
     keys: dict[str, Any] = {
-        f"speedup_{name}": min(ms for peer, ms in row.items() if peer != "ours") / row["ours"]
+        f"{start}_{name}": row[peer] / row["ours"]
+        for start, peer in (("speedup", HOUSEHOLDER), ("over_torch_linalg", LINALG))
         for name, row in rows.items()
+        if peer in row
     }
+    peers = sorted({peer for row in rows.values() for peer in row} - {"ours"})
     layers = layer_times() if "layer" in cases else {}
     if layers:
         keys |= {f"step_over_dense_{name}": layers[name] / layers["dense"] for name in ("svdp", "sttp")}
     if "generation" in cases:
         keys |= {f"generation_ms_{method}": generation(method) for method in ("svdp", "sttp")}
-    return {**keys, "frames_ms": rows, "layer_ms": layers, "targets": judged(keys, TARGETS)}
+    return {**keys, "peers": peers, "frames_ms": rows, "layer_ms": layers, "targets": judged(keys, TARGETS)}
 
 
 def frame_times(count: int, rows: int, columns: int) -> dict[str, float]:
@@ -68,16 +75,16 @@ def frame_times(count: int, rows: int, columns: int) -> dict[str, float]:
     vectors = torch.eye(rows, columns) + NEAR * torch.randn(count, rows, columns).tril(-1)
     vectors.requires_grad_()
     toward = torch.randn(count, rows, columns)
-    times = {
-        "ours": milliseconds(lambda: back(frame(packed, shape), toward, packed)),
-        "torch.linalg": milliseconds(lambda: back(householder_product(vectors), toward, vectors)),
+    works = {
+        "ours": lambda: back(frame(packed, shape), toward, packed),
+        LINALG: lambda: back(householder_product(vectors), toward, vectors),
     }
     if find_spec("torch_householder"):
         import torch_householder
 
         official = torch_householder.torch_householder_orgqr
-        times["torch-householder"] = milliseconds(lambda: back(official(vectors), toward, vectors))
-    return times
+        works[HOUSEHOLDER] = lambda: back(official(vectors), toward, vectors)
+    return milliseconds(works)
 
 
 def householder_product(vectors: Tensor) -> Tensor:
@@ -97,7 +104,7 @@ def layer_times() -> dict[str, float]:
     layers = {"dense": convolution()} | {
         method: spectral(convolution(), method) for method in ("svdp", "sttp")
     }
-    return {name: milliseconds(partial(step, layer, x)) for name, layer in layers.items()}
+    return milliseconds({name: partial(step, layer, x) for name, layer in layers.items()})
 
 
 def convolution() -> nn.Module:
@@ -127,15 +134,22 @@ def generation(method: str) -> float:
     for layer in layers:
         spectral(layer, method)
     entries = [entry for layer in layers for entry in layer.parameters() if entry.numel()]
-    return milliseconds(
-        lambda: torch.autograd.grad([layer.weight.square().sum() for layer in layers], entries)
-    )
+
+    def weights_and_gradients() -> object:
+        return torch.autograd.grad([layer.weight.square().sum() for layer in layers], entries)
+
+    return milliseconds({method: weights_and_gradients})[method]
 
 
-def milliseconds(work: Callable[[], object]) -> float:
-    """Of the processor, the median of REPEATS after one that is not counted; of one where that is slow."""
-    first = seconds(work)
-    return 1e3 * (first if first > SLOW else statistics.median(seconds(work) for _ in range(REPEATS)))
+def milliseconds(works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Of the processor, for a call of each, measured in turns."""
+    first = {name: seconds(work) for name, work in works.items()}
+    taken: dict[str, list[float]] = {name: [] for name, each in first.items() if each <= SLOW}
+    for _ in range(TURNS):
+        for name, times in taken.items():
+            works[name]()
+            times += [seconds(works[name]) for _ in range(CALLS)]
+    return {name: 1e3 * statistics.median(taken.get(name, [each])) for name, each in first.items()}
 
 
 def seconds(work: Callable[[], object]) -> float:
