@@ -1,4 +1,4 @@
-"""rsdtr_resnet, sttp_counts and sttp_speed at tiny sizes: ratios of what they say, constants of the papers."""
+"""rsdtr_resnet, sttp_counts and sttp_speed at tiny sizes: ratios of what they say, figures of the papers."""
 
 from __future__ import annotations
 
