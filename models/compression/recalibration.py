@@ -30,6 +30,9 @@ def recalibrate_(model: Model, batches: Iterable[Example]) -> Model:
         for module in model.modules()
         if isinstance(module, _BatchNorm) and module.running_mean is not None
     ]
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and isinstance(module.running_mean, nn.UninitializedBuffer):
+            raise InvalidShape(f"{name} has no averages before its first input: give the model one")
     before = [{name: value.clone() for name, value in norm.named_buffers()} for norm in found]
     momenta = [norm.momentum for norm in found]
     try:
@@ -55,6 +58,7 @@ def _measure_(model: nn.Module, norms: list[_BatchNorm], batches: Iterable[Examp
     for batch in batches:
         for part in batch if isinstance(batch, tuple) else (batch,):
             if isinstance(part, Tensor):
+                _refuse_empty(part, count)
                 refuse_non_finite(part, f"calibration batch {count}")
         answered(model, batch)
         count += 1
@@ -64,3 +68,8 @@ def _measure_(model: nn.Module, norms: list[_BatchNorm], batches: Iterable[Examp
         for value in (norm.running_mean, norm.running_var):
             assert isinstance(value, Tensor)
             refuse_non_finite(value, f"an average of {name}")
+
+
+def _refuse_empty(part: Tensor, number: int) -> None:
+    if part.is_meta or not part.numel():
+        raise InvalidShape(f"calibration batch {number}, of shape {tuple(part.shape)}, holds no values")

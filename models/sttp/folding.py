@@ -31,11 +31,21 @@ def folded(layer: nn.Module, *, parts: int | None = None) -> nn.Module:
 
 
 def fold_(model: nn.Module) -> nn.Module:
-    """Fold all spectral layers of a model in place; returned is the model, or what itself was folded to."""
+    """Fold all spectral layers of a model in place; returned is the model, or what itself was folded to.
+
+    A layer under several names is one afterwards too.
+    """
     if spectral_of(model) is not None:
         return folded(model)
-    for name, child in model.named_children():
-        setattr(model, name, fold_(child))
+    places = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if child is not None and spectral_of(child) is not None
+    ]
+    plain = {id(child): folded(child) for child in {id(child): child for *_, child in places}.values()}
+    for parent, name, child in places:
+        setattr(parent, name, plain[id(child)])
     return model
 
 

@@ -147,6 +147,29 @@ def test_inputs_that_do_not_go_through_name_the_layer(example: Any, layer: str) 
         recalibrate_(compact, [EXAMPLE, example])
 
 
+@pytest.mark.parametrize(
+    ("batches", "error", "words"),
+    [
+        ([], InvalidShape, "no batch"),
+        ([EXAMPLE, EXAMPLE[:0]], InvalidShape, r"batch 1, of shape \(0, 2, 9, 9\)"),
+        ([EXAMPLE.to("meta")], InvalidShape, "batch 0"),
+        ([EXAMPLE, EXAMPLE / 0], NonFinite, "batch 1 must be finite"),
+        ([1e38 * torch.randn(3, 2, 9, 9)], NonFinite, "an average of 1"),
+        ([EXAMPLE[0, 0]], InvalidShape, r"0 \(Conv2d\)"),
+        ([{"x": EXAMPLE}], InvalidShape, r"dict does not go through the model: 0 \(Conv2d\)"),
+    ],
+)
+def test_calibration_sets_that_are_none_leave_the_model(
+    batches: list[Any], error: type[ModelError], words: str
+) -> None:
+    model = network()
+    with refused(model, error, words):
+        recalibrate_(model, batches)
+    lazy = nn.Sequential(nn.Conv2d(2, 4, 3), nn.LazyBatchNorm2d())
+    with pytest.raises(InvalidShape, match="1 has no averages"):
+        recalibrate_(lazy, [EXAMPLE])
+
+
 def test_layers_that_cannot_are_left_and_named() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models.errors import InvalidConfig
 from models.sttp.apply import SpectralConfig, spectral_, svdp_
 from models.sttp.bounds import layer_bound
+from models.sttp.folding import fold_
 from models.sttp.packing import from_bytes_, to_bytes
 from models.sttp.parametrizations import originals, regularised, spectral_of
 from models.sttp.products import product
@@ -177,6 +178,18 @@ def test_a_file_is_four_bytes_for_each_degree_of_freedom(method: str, spectrum: 
     anew.append(nn.Linear(128, 64))
     from_bytes_(anew, content)
     assert to_bytes(anew) == content
+
+
+def test_a_layer_under_two_names_is_folded_to_one() -> None:
+    shared = nn.Conv2d(4, 4, 3, padding=1)
+    model = nn.Sequential(shared, nn.ReLU(), nn.Sequential(shared))
+    spectral_(model, SpectralConfig(rank=2))
+    x = torch.randn(1, 4, 5, 5)
+    wanted = model(x)
+    assert fold_(model) is model
+    assert model[0] is model[2][0]
+    assert spectral_layers(model) == []
+    assert float((model(x) - wanted).detach().abs().max()) <= 1e-6
 
 
 def test_ranks_that_are_no_whole_numbers_are_refused() -> None:
