@@ -31,8 +31,8 @@ class BudgetConfig:
     one, and the most `macs` (of what runs, for the example input) or `bytes` (of its tensors).
 
     A PCR is met or passed, by 3 % at most where it is the only target and the layers' ranks are fine enough.
-    `modes` and `low_rank` are those of `RingConfig`. Raises InvalidConfig for none, and for numbers that are
-    no targets.
+    `modes`, `low_rank` and `canonical` are those of `RingConfig`. Raises InvalidConfig for none, and for
+    numbers that are no targets.
     """
 
     pcr: float | None = None
@@ -40,6 +40,7 @@ class BudgetConfig:
     bytes: int | None = None
     modes: tuple[int, ...] = MODES
     low_rank: bool = True
+    canonical: bool = False
 
     def __post_init__(self) -> None:
         if all(value is None for value in (self.pcr, self.macs, self.bytes)):
@@ -54,7 +55,7 @@ class BudgetConfig:
 
     def ring(self) -> RingConfig:
         """The search for one layer."""
-        return RingConfig(modes=self.modes, low_rank=self.low_rank)
+        return RingConfig(modes=self.modes, low_rank=self.low_rank, canonical=self.canonical)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from models.convolutions import geometry_of, kernel_of
 from models.errors import InvalidConfig, InvalidShape
 from models.rsdtr.candidates import paper_ring
+from models.rsdtr.canonical import CanonicalPath, CanonicalShape
+from models.rsdtr.canonical_layer import CanonicalConv, balanced
 from models.rsdtr.factorise import ring_layer
 from models.rsdtr.layers import REBUILD, FactorisedLayer, LowRankConv, LowRankLinear
 from models.rsdtr.low_rank import LowRankShape, blocks_of, low_rank_of
@@ -26,19 +28,21 @@ from models.sttp.parametrizations import Spectral, spectral_of
 from models.sttp.spectrum import Spectrum
 from models.sttp.weights import weight_shape
 
-RING, PAPER, LOW_RANK, SVDP, STTP = "ring", "paper-ring", "low-rank", "svdp", "sttp"
-METHODS = (RING, PAPER, LOW_RANK, SVDP, STTP)
+RING, PAPER, LOW_RANK, CANONICAL = "ring", "paper-ring", "low-rank", "canonical"
+SVDP, STTP = "svdp", "sttp"
+METHODS = (RING, PAPER, LOW_RANK, CANONICAL, SVDP, STTP)
+
+Shape = RingShape | LowRankShape | CanonicalShape
 
 
 @dataclass(frozen=True)
 class Form:
     """How a layer is factorised, without numbers.
 
-    `modes` and `ranks` are those of a ring; of an SVD `ranks` is its only rank and `late` the spatial axes of
-    its second factor; of a spectral weight `ranks` is the largest of any bond. `eps` is what the ring or SVD
-    was searched by. `execution` is a plan of `FactorisedLayer`, or of spectral weights one of
-    `models.sttp.lowrank.EXECUTIONS`. Raises InvalidConfig for a method that is none of METHODS, and ranks,
-    axes and errors that are none.
+    `modes` and `ranks` are those of a ring. Of a sum of terms `ranks` is their number, of an SVD its only
+    rank, and `late` the spatial axes of its second factor; of a spectral weight the largest rank of any bond.
+    `eps` is what the form was searched by. `execution` is a plan of `FactorisedLayer`, or of spectral weights
+    one of `models.sttp.lowrank.EXECUTIONS`. Raises InvalidConfig, naming the setting, for what no form has.
     """
 
     method: str
@@ -63,8 +67,10 @@ class Form:
         if self.eps is not None and not 0 < self.eps < float("inf"):
             raise InvalidConfig("eps", self.eps, "above 0 and finite")
 
-    def shape(self, sizes: tuple[int, ...]) -> RingShape | LowRankShape:
+    def shape(self, sizes: tuple[int, ...]) -> Shape:
         """Of the factors of one group's kernel; not of a spectral weight."""
+        if self.method == CANONICAL:
+            return CanonicalShape(sizes, self.ranks[0])
         if self.method == LOW_RANK:
             return LowRankShape(sizes, self.late, self.ranks[0])
         return RingShape(sizes, self.modes, self.ranks)
@@ -129,12 +135,18 @@ def _factorised(layer: nn.Module, form: Form, kernel: Tensor, metric: KernelMetr
         made = ring_layer(geometry, paper_ring(kernel, geometry, form.eps), bias)
     else:
         blocks = blocks_of(kernel.to("cpu", torch.float64), geometry)
-        spectra = Spectra(blocks if metric is None else metric.weighted(blocks), form.eps)
+        arrays = blocks if metric is None else metric.weighted(blocks)
+        spectra = Spectra(arrays, form.eps)
         shape = form.shape(geometry.block_shape)
         _refuse_unreachable(shape)
         if isinstance(shape, RingShape):
             ring = ring_of(spectra, shape)
             made = ring_layer(geometry, ring if metric is None else metric.ring(ring), bias)
+        elif isinstance(shape, CanonicalShape):
+            terms = CanonicalPath(arrays).factors(shape.rank)
+            made = CanonicalConv(
+                geometry, shape, balanced(terms if metric is None else metric.canonical(terms)), bias
+            )
         else:
             factors = low_rank_of(spectra, shape)
             kind = LowRankConv if geometry.kernel else LowRankLinear
@@ -143,8 +155,10 @@ def _factorised(layer: nn.Module, form: Form, kernel: Tensor, metric: KernelMetr
     return made.to(kernel)
 
 
-def _refuse_unreachable(shape: RingShape | LowRankShape) -> None:
+def _refuse_unreachable(shape: Shape) -> None:
     """Raise InvalidShape for ranks above those of the matrices that the factors are cut off."""
+    if isinstance(shape, CanonicalShape):
+        return
     if isinstance(shape, LowRankShape):
         rows = prod(shape.out_shape) // shape.rank
         most = [min(rows, prod(shape.sizes) // rows)]

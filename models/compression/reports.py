@@ -23,6 +23,7 @@ from models.compression.forms import relative_error
 from models.compression.plans import CompressionPlan
 from models.compression.tracing import COUNTED, Example, answered, evaluating, geometry, traced
 from models.errors import InvalidConfig, InvalidShape, ModelError
+from models.rsdtr.canonical_layer import CanonicalConv
 from models.rsdtr.layers import FactorisedLayer, LowRankConv, LowRankLinear, RingConv
 from models.sttp.bounds import Bound, Rule, layer_bound, operator_bound
 
@@ -228,6 +229,7 @@ def _bound(model: nn.Module) -> float | None:
     rules: dict[type[nn.Module], Rule] = {
         RingConv: _bound_of_factors,
         LowRankConv: _bound_of_factors,
+        CanonicalConv: _bound_of_factors,
         LowRankLinear: _bound_of_factors,
     }
     try:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from models.compression.forms import LOW_RANK, PAPER, RING, Form
+from models.compression.forms import CANONICAL, LOW_RANK, PAPER, RING, Form, Shape
 from models.compression.tracing import Calls
 from models.convolutions import Geometry, geometry_of, kernel_of
 from models.rsdtr.candidates import RingConfig, paper_ring
+from models.rsdtr.canonical import CanonicalPath, CanonicalShape
 from models.rsdtr.cuts import Tails
-from models.rsdtr.low_rank import LowRankShape, blocks_of, low_rank_shapes
+from models.rsdtr.low_rank import blocks_of, low_rank_shapes
 from models.rsdtr.metric import KernelMetric
 from models.rsdtr.ring import RingShape
 from models.rsdtr.search import RingSearch, groupings
 from models.rsdtr.spectra import Arrays, Spectra
 from models.rsdtr.steps import OUT, SPATIAL, Step, best_steps, cost_of, nominal
+
+TINY = 1e-300
+"""What nothing is divided by in the place of 0."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class LayerSearch:
         macs = sum(call.times * self.geometry.macs(call.spatial) for call in calls)
         self.dense = Choice(None, self.geometry.parameters(), macs, 0.0)
         self._found: dict[float, Choice] = {}
+        self._path: CanonicalPath | None = None
 
     def at(self, eps: float) -> Choice:
         """The smallest within this relative error."""
@@ -84,6 +90,12 @@ class LayerSearch:
         made = self._choice(form, self._low_rank_error(form))
         return made if self._fits(made.storage, made.macs) else None
 
+    def _terms(self) -> CanonicalPath:
+        """Of the kernels, kept: each error goes on from where the one before ended."""
+        if self._path is None:
+            self._path = CanonicalPath(self._blocks())
+        return self._path
+
     def _smallest(self, eps: float) -> Choice:
         spectra, groups = _KnownSpectra(self._blocks(), eps, self._tails), self.geometry.groups
         best, limit = self.dense, self.dense.storage // groups
@@ -91,6 +103,13 @@ class LayerSearch:
             if shape.storage < limit and self._macs(shape) <= self.dense.macs:
                 form = Form(LOW_RANK, (shape.rank,), late=shape.late, eps=eps)
                 best, limit = self._choice(form, self._low_rank_error(form)), shape.storage
+        if self._config.canonical and prod(self.geometry.kernel) > 1:
+            rank = self._terms().rank(spectra.allowed)
+            terms = None if rank is None else CanonicalShape(self.geometry.block_shape, rank)
+            if terms is not None and terms.storage < limit and self._macs(terms) <= self.dense.macs:
+                error2 = self.energy * self._terms().error2(terms.rank) / max(self._norm2, TINY)
+                best = self._choice(Form(CANONICAL, (terms.rank,), eps=eps), error2)
+                limit = terms.storage
         search = RingSearch(spectra, limit, lambda ring: self._macs(ring) <= self.dense.macs)
         for modes in groupings(spectra.sizes):
             if len(modes) in self._config.modes:
@@ -121,7 +140,7 @@ class LayerSearch:
         left_out = self._tails[axes - {OUT, *(SPATIAL + axis for axis in form.late)}].left_out(form.ranks[0])
         return self.energy * left_out / self._norm2 if self._norm2 else 0.0
 
-    def _macs(self, shape: RingShape | LowRankShape) -> int:
+    def _macs(self, shape: Shape) -> int:
         """Of the layer's own plan of the fewest."""
         return min(
             sum(call.times * cost_of(self.geometry, steps, call.spatial).macs for call in self._calls)
@@ -129,8 +148,8 @@ class LayerSearch:
         )
 
 
-def _executions(geometry: Geometry, shape: RingShape | LowRankShape) -> list[tuple[Step, ...]]:
-    if isinstance(shape, LowRankShape):
+def _executions(geometry: Geometry, shape: Shape) -> list[tuple[Step, ...]]:
+    if not isinstance(shape, RingShape):
         return [shape.steps()]
     sides = nominal(geometry)
     return [best_steps(geometry, shape, sides, merged=merged)[0] for merged in (False, True)]

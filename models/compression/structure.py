@@ -10,15 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from math import prod
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from models.compression.applying import exchange_
-from models.compression.forms import LOW_RANK, RING, Form
+from models.compression.forms import CANONICAL, LOW_RANK, RING, Form, Shape
 from models.convolutions import Geometry, geometry_of
 from models.errors import InvalidShape, ModelError
+from models.rsdtr.canonical import CanonicalShape
+from models.rsdtr.canonical_layer import CanonicalConv
 from models.rsdtr.layers import FactorisedLayer, LowRankConv, LowRankLinear, RingConv
 from models.rsdtr.low_rank import LowRankShape
 from models.rsdtr.ring import RingShape, TensorRing
@@ -86,11 +89,10 @@ def _refuse_spectral_twice(model: nn.Module) -> None:
 
 def _told(layer: FactorisedLayer) -> dict[str, Any]:
     """How a layer is made, without its numbers."""
-    shape = layer.shape
-    assert isinstance(shape, RingShape | LowRankShape)
-    ring = isinstance(shape, RingShape)
+    shape = cast(Shape, layer.shape)
+    methods = {RingShape: RING, LowRankShape: LOW_RANK, CanonicalShape: CANONICAL}
     return {
-        "method": RING if ring else LOW_RANK,
+        "method": methods[type(shape)],
         "modes": [list(mode) for mode in shape.modes] if isinstance(shape, RingShape) else [],
         "ranks": list(shape.ranks) if isinstance(shape, RingShape) else [shape.rank],
         "late": list(shape.late) if isinstance(shape, LowRankShape) else [],
@@ -126,8 +128,12 @@ def _empty(model: nn.Module, name: str, told: Mapping[str, Any], numbers: int) -
     return made.to(layer.weight).train(layer.training)
 
 
-def _zeros(geometry: Geometry, shape: RingShape | LowRankShape, bias: Tensor | None) -> FactorisedLayer:
+def _zeros(geometry: Geometry, shape: Shape, bias: Tensor | None) -> FactorisedLayer:
     groups = geometry.groups
+    if isinstance(shape, CanonicalShape):
+        o, i, *k = geometry.block_shape
+        a, b, c = (torch.zeros(groups, size, shape.rank) for size in (o, i, prod(k)))
+        return CanonicalConv(geometry, shape, (a, b, c), bias)
     if isinstance(shape, RingShape):
         bonds = zip(shape.lengths, shape.bonds, strict=True)
         cores = tuple(torch.zeros(groups, left, n, right) for n, (left, right) in bonds)

@@ -26,7 +26,8 @@ MODES = (3, 4, 5)
 class RingConfig:
     """`eps` bounds ||W - W^|| / ||W||, the Frobenius norm's relative error of a layer's kernel.
 
-    `modes` are the numbers of modes that rings are tried with, `low_rank` says whether plain SVDs are tried.
+    `modes` are the numbers of modes that rings are tried with, `low_rank` says whether plain SVDs are tried,
+    `canonical` whether sums of rank-one terms are: for these a search descends, which takes its time.
     Unless `reference` asks for the paper's search, what takes more storage or MACs than dense stays dense.
     Raises InvalidConfig, naming the setting.
     """
@@ -34,6 +35,7 @@ class RingConfig:
     eps: float = 0.5
     modes: tuple[int, ...] = field(default=MODES)
     low_rank: bool = True
+    canonical: bool = False
     reference: bool = False
 
     def __post_init__(self) -> None:

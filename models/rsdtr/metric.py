@@ -4,9 +4,9 @@ One positive definite matrix A_k for each axis of a kernel W (O, I, *k) gives th
 
     ||W||_A = || W x_1 A_1^(1/2) x_2 A_2^(1/2) ... ||,
 
-the Frobenius norm of the weighted kernel (x_k the product along axis k). A ring or an SVD of the weighted
-kernel is one of W in this metric, once the inverse roots are multiplied into its cores: ranks, storage and
-the guarantee of the error stay (Kolda & Bader 2009, section 2.5, on products along axes).
+the Frobenius norm of the weighted kernel (x_k the product along axis k). A ring, an SVD or a sum of terms of
+the weighted kernel is one of W in this metric, once the inverse roots are multiplied into its cores: ranks,
+storage and the guarantee of the error stay (Kolda & Bader 2009, section 2.5, on products along axes).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from models.rsdtr.canonical import Factors
 from models.rsdtr.low_rank import LowRankShape
 from models.rsdtr.ring import Mode, TensorRing
 from models.rsdtr.spectra import Arrays
@@ -64,6 +65,12 @@ class KernelMetric:
         second, first = factors
         second = self._unweighted(second, shape.rank, (OUT, None, *_placed(shape.late, shape)))
         return second, self._unweighted(first, shape.rank, (None, IN, *_placed(shape.early, shape)))
+
+    def canonical(self, factors: Factors) -> Factors:
+        """Factors of kernels whose weighted ones have the given ones."""
+        a, b, c = factors
+        spatial = self._inverse(tuple(range(SPATIAL, len(self.inverses))))
+        return along(a, self.inverses[OUT], 1), along(b, self.inverses[IN], 1), along(c, spatial, 1)
 
     def _unweighted(self, factor: Tensor, rank: int, axes: tuple[int | None, ...]) -> Tensor:
         """A factor (g * n, m, *k) whose own axes are those of the kernel, where it has them."""
