@@ -39,6 +39,7 @@ BENCHMARKS = {
     "sttp_counts": "parameters of STTP and SVDP networks against the official counts, to the unit",
     "sttp_learning": "STTP against SVDP on CIFAR-10 at an equal budget; a GAN's singular values",
     "sttp_speed": "orthonormal frames against torch's product of reflections; a layer's step against dense",
+    "rsdtr_accuracy": "a compressed ResNet-20 on CIFAR-10: accuracy against SVD, Tucker-2 and TensorLy-Torch",
     "rsdtr_resnet": "tensor rings of pretrained ResNets: the paper's search and ours, storage, MACs, time",
     "results": "docs/results.md and its figures, from what other benchmarks wrote under docs/results",
 }
