@@ -27,30 +27,32 @@ Forms = dict[str, Form]
 class OpenLayers:
     """The layers that may change, by name, with their calls; `curvature` gives errors their metric.
 
-    `report` is called before each search.
+    `report` is called before each search. `known` keeps searches: a further plan of the same layers, in the
+    same metric, has less to do.
     """
 
     layers: Mapping[str, nn.Module]
     calls: Mapping[str, Calls]
     curvature: Curvature | None
     report: Callable[[int], None]
+    known: dict[str, LayerSearch]
 
     def searches(self, config: RingConfig) -> list[LayerSearch]:
         """One for each layer. Raises InvalidConfig for the paper's search with a curvature."""
         if self.curvature is not None and config.reference:
             raise InvalidConfig("reference", True, "False with a curvature: the paper's search knows none")
         done = count()
-        return [
-            _ReportedSearch(
-                layer,
-                self.calls[name],
-                config,
-                name,
-                None if self.curvature is None else self.curvature.metric(name),
-                lambda: self.report(next(done)),
-            )
-            for name, layer in self.layers.items()
-        ]
+        for name, layer in self.layers.items():
+            if name not in self.known:
+                self.known[name] = _ReportedSearch(
+                    layer,
+                    self.calls[name],
+                    config,
+                    name,
+                    None if self.curvature is None else self.curvature.metric(name),
+                    lambda: self.report(next(done)),
+                )
+        return [self.known[name] for name in self.layers]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from models.compression.curvature import Curvature
 from models.compression.eligible import Filter, reasons
 from models.compression.forms import formed, relative_error
 from models.compression.plans import CompressionPlan, LayerPlan, digest_of
+from models.compression.search import LayerSearch
 from models.compression.tracing import COUNTED, Calls, Example, traced
 from models.errors import InvalidConfig, InvalidShape, refuse_non_finite
 from models.rsdtr.candidates import RingConfig
@@ -49,6 +50,7 @@ def plan(
     *,
     execution: str | None = None,
     curvature: Curvature | None = None,
+    known: dict[str, LayerSearch] | None = None,
     report: Report = ignore,
 ) -> CompressionPlan:
     """A plan for the model, which is left as it is; costs are those for the example input.
@@ -56,7 +58,8 @@ def plan(
     Without a filter the stem, the head and kernels of one voxel stay dense; a filter (layer, name) decides
     itself. `execution` of rings and SVDs is "rebuild" or "fewest" (MACs); None is "fewest" for a budget of
     MACs. With a `curvature` errors are measured by what they do to the answers, and `eps` is that of all
-    layers together. The same weights, shapes and settings give the same plan, byte for byte. `report` is
+    layers together. `known` keeps searches from plan to plan of one model, which differ in eps or in a target
+    alone. The same weights, shapes and settings give the same plan, byte for byte. `report` is
     called before each layer, with the phases SEARCHING and FACTORISING; what it raises ends the planning.
 
     Raises NonFinite, naming the parameter, for weights that are not finite; InvalidShape, naming the layer,
@@ -71,7 +74,8 @@ def plan(
     open_ = {name: layers[name] for name, reason in told.items() if not reason}
     parameters, size = sum(own.numel() for own in model.parameters()), _bytes(model)
     other_macs = sum(cost.executed for name, cost in before.items() if name not in open_)
-    of = OpenLayers(open_, calls, curvature, _searching(config, curvature, len(open_), report))
+    searches = {} if known is None else known
+    of = OpenLayers(open_, calls, curvature, _searching(config, curvature, len(open_), report), searches)
     forms = _forms(of, config, Whole(parameters, size, other_macs))
     kept = BUDGET if isinstance(config, BudgetConfig) else NO_GAIN
     planned, saved = [], 0

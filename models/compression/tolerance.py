@@ -13,6 +13,7 @@ from models.compression.ladders import LEVELS
 from models.compression.planning import plan
 from models.compression.plans import CompressionPlan
 from models.compression.recalibration import recalibrate_
+from models.compression.search import LayerSearch
 from models.compression.tracing import Example
 from models.errors import InvalidConfig
 from models.rsdtr.candidates import RingConfig
@@ -44,10 +45,11 @@ def plan_within_drop(
     if not 0 <= max_drop < float("inf"):
         raise InvalidConfig("max_drop", max_drop, "at least 0, and finite")
     settings, wanted = config or RingConfig(), score(model)
+    known: dict[str, LayerSearch] = {}
 
     def tried(level: int) -> tuple[CompressionPlan, float]:
         finer = replace(settings, eps=LEVELS[level])
-        made = plan(model, example_input, finer, curvature=curvature, report=report)
+        made = plan(model, example_input, finer, curvature=curvature, known=known, report=report)
         copy = compressed(model, made, curvature)
         return made, wanted - score(recalibrate_(copy, batches) if batches else copy)
 
