@@ -26,6 +26,7 @@ from models.regressors.base import Regressor
 from models.regressors.compressed import Batch, batches_of, compressed_model, example_of, tuned
 from models.regressors.network_model import NetworkModel
 from models.regressors.neural import RowNetwork
+from models.rsdtr.candidates import RingConfig
 from models.training import TrainingConfig, Watch
 from models.types import Int64, Report
 from storage.errors import InvalidParameters, UnusableModel
@@ -173,7 +174,14 @@ def _plan(
     batches = _Batches(model, cohort.inputs, wanted.batch, watch.report)
     score = _Score(trained, model, cohort, watch)
     return plan_within_drop(
-        network, example, score, wanted.max_drop, batches=batches, curvature=by, report=report
+        network,
+        example,
+        score,
+        wanted.max_drop,
+        batches=batches,
+        config=RingConfig(canonical=by is not None),
+        curvature=by,
+        report=report,
     )
 
 

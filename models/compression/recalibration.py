@@ -56,10 +56,12 @@ def _measure_(model: nn.Module, norms: list[_BatchNorm], batches: Iterable[Examp
         norm.training = True
     count = 0
     for batch in batches:
-        for part in batch if isinstance(batch, tuple) else (batch,):
-            if isinstance(part, Tensor):
-                _refuse_empty(part, count)
-                refuse_non_finite(part, f"calibration batch {count}")
+        parts = [
+            part for part in (batch if isinstance(batch, tuple) else (batch,)) if isinstance(part, Tensor)
+        ]
+        _refuse_empty(parts, count)
+        for part in parts:
+            refuse_non_finite(part, f"calibration batch {count}")
         answered(model, batch)
         count += 1
     if not count:
@@ -70,6 +72,8 @@ def _measure_(model: nn.Module, norms: list[_BatchNorm], batches: Iterable[Examp
             refuse_non_finite(value, f"an average of {name}")
 
 
-def _refuse_empty(part: Tensor, number: int) -> None:
-    if part.is_meta or not part.numel():
-        raise InvalidShape(f"calibration batch {number}, of shape {tuple(part.shape)}, holds no values")
+def _refuse_empty(parts: list[Tensor], number: int) -> None:
+    """Raise InvalidShape for tensors without a value among them; rows of no columns are no such."""
+    if any(part.is_meta for part in parts) or (parts and not any(part.numel() for part in parts)):
+        shapes = " and ".join(str(tuple(part.shape)) for part in parts)
+        raise InvalidShape(f"calibration batch {number}, of shape {shapes}, holds no values")

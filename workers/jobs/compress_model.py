@@ -122,7 +122,7 @@ def _wanted(parameters: CompressModelParameters, trained: TrainedModel) -> Wante
             parameters.config,
             parameters.max_drop,
             None if parameters.execution == "auto" else parameters.execution,
-            parameters.measure == "answers",
+            parameters.by_answers,
             training.batch,
             tuning,
             parameters.seed,

@@ -100,7 +100,8 @@ class CompressModelParameters(Parameters):
     measure: Literal["kernels", "answers"] = Field(
         "kernels",
         description="what errors of rings and SVDs are measured by. kernels: each layer's by itself; "
-        "answers: what they do to the answers to these scans, without targets, and eps is of all layers",
+        "answers: what they do to the answers to these scans, without targets, and eps is of all layers; "
+        "sums of rank-one terms are tried too, which takes longer",
     )
     judged_share: float | None = Field(
         None,
@@ -173,8 +174,13 @@ class CompressModelParameters(Parameters):
         if self.max_drop is not None:
             return None
         if self.eps is not None:
-            return RingConfig(eps=self.eps)
-        return BudgetConfig(pcr=self.pcr, macs=self.macs, bytes=self.bytes)
+            return RingConfig(eps=self.eps, canonical=self.by_answers)
+        return BudgetConfig(pcr=self.pcr, macs=self.macs, bytes=self.bytes, canonical=self.by_answers)
+
+    @property
+    def by_answers(self) -> bool:
+        """Whether errors are measured by what they do to answers."""
+        return self.measure == "answers"
 
 
 class Sizes(Result):
