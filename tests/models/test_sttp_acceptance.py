@@ -76,13 +76,14 @@ def descended(model: nn.Module, steps: int, rate: float, watch: object = None) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["svdp"])
 @pytest.mark.parametrize(
     ("dtype", "rate"),
     [(torch.float32, 0.01), (torch.float32, 0.1), (torch.float64, 0.1), (torch.bfloat16, 0.1)],
 )
 def test_frames_are_orthonormal_after_a_thousand_steps(method: str, dtype: torch.dtype, rate: float) -> None:
-    model = spectral_(network(dtype), SpectralConfig(method, rank=4, start="identity", bound=1.0))
+    config = SpectralConfig(method, rank=4, start="identity", bound=1.0)
+    model = spectral_(network(dtype), config)
     before = [entries.detach().clone() for layer in spectral_layers(model) for entries in originals(layer)]
     losses = descended(model, 1000, rate)
     after = [entries for layer in spectral_layers(model) for entries in originals(layer)]
