@@ -54,6 +54,7 @@ from benchmarks.cohorts.subjects import (
     Told,
 )
 from benchmarks.memory import peak_rss_mib
+from benchmarks.provenance import without_added
 from benchmarks.targets import Target, judged, number, show_targets
 from models.learning.cohort import Cohort
 from models.learning.folds import patient_folds
@@ -91,7 +92,11 @@ class Case:
         told = {
             "cohort": self.cohort.settings,
             "subjects": [
-                {"kind": type(subject).__name__, "seeds": list(seeds), "settings": dict(subject.settings)}
+                {
+                    "kind": type(subject).__name__,
+                    "seeds": list(seeds),
+                    "settings": without_added(subject.settings),
+                }
                 for subject, seeds in self.subjects
             ],
         }

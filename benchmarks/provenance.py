@@ -13,6 +13,8 @@ from typing import Any
 from workers.packages import versions
 
 UNKNOWN = "unknown"
+ADDED = {"spectral_bound": None}
+"""Settings that recipes did not always have, with the value by which they do what they did before."""
 ROOT = Path(__file__).parent.parent
 
 
@@ -26,11 +28,23 @@ def provenance() -> dict[str, Any]:
 
 
 def digest(recipes: Mapping[str, Any]) -> str:
-    """Of all settings of recipes, by name: another one says that a recipe has changed."""
+    """Of all settings of recipes, by name: another one says that a recipe has changed.
+
+    Settings of ADDED count where they have another value.
+    """
     from models.regressors.settings import settings_of
 
-    told = {name: settings_of(recipe) for name, recipe in recipes.items()}
+    told = {name: without_added(settings_of(recipe)) for name, recipe in recipes.items()}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def without_added(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, in tables of them too, but those of ADDED that are as they were."""
+    return {
+        name: without_added(value) if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+        if name not in ADDED or value != ADDED[name]
+    }
 
 
 def commit(root: Path = ROOT) -> dict[str, Any]:

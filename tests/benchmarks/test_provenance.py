@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import __main__ as command_line
 from benchmarks import targets
-from benchmarks.provenance import commit, digest
+from benchmarks.provenance import commit, digest, without_added
 from models.regressors.cpic import Cpic
 from models.regressors.readouts import FibreReadoutConfig
 
@@ -54,6 +54,14 @@ def test_every_json_file_says_which_code_made_it(tmp_path: Path, monkeypatch: py
     assert told["figure"] == 1
     assert set(told["provenance"]) == {"commit", "dirty", "versions", "date"}
     assert set(told["provenance"]["versions"]) == {"python", "torch", "numpy", "zarr", "tomotrain"}
+
+
+def test_a_setting_that_was_added_counts_where_it_changes_something() -> None:
+    settings = {"a": 1, "encoder": {"spectral_bound": None, "b": None}}
+    assert without_added(settings) == {"a": 1, "encoder": {"b": None}}
+    assert without_added({"spectral_bound": 2.0}) == {"spectral_bound": 2.0}
+    bound = replace(Cpic(), encoder=replace(Cpic().encoder, spectral_bound=1.0))
+    assert digest({"cpic": bound}) != digest({"cpic": Cpic()})
 
 
 def test_a_digest_is_of_all_settings() -> None:
