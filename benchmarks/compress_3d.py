@@ -3,10 +3,11 @@
 `cohort`: the recipe `resnet3d` (WIDTH, DEPTH) learns *spread* at 32^3, 198 volumes of 22 people; 102 of 11
 others judge. By the workflow of the job `compress-model`: a plan for a budget, factors, normalisations anew
 on the scans of the training (no targets), one epoch at a tenth of the training's rate; the dense network
-descends by the same epoch. `answers` is planned in the metric of the curvature that those scans give,
-`kernels` by relative errors of kernels; `svd` is that with plain SVDs alone, `svdp` the import into spectral
-weights; TensorLy-Torch's factorisations have no fewer parameters than `answers`. Of the seeds of the training
-the first has all of these and every PCR of CURVE, the others `answers` at the first PCR.
+descends by the same epoch. `answers` is planned in the metric of the curvature that those scans give, as the
+job does it; `rings by answers` is that without sums of terms, `kernels` by relative errors of kernels; `svd`
+is this with plain SVDs alone, `svdp` the import into spectral weights; TensorLy-Torch's factorisations have
+no fewer parameters than `answers`, where their kinds come to so many. Of the seeds of the training the first
+has all of these and every PCR of CURVE, the others `answers` at the first PCR.
 
     pcr                     at the first PCR, the least of the seeds
     rmse_ratio              RMSE after recalibration and the epoch over the trained network's, the largest
@@ -14,7 +15,7 @@ the first has all of these and every PCR of CURVE, the others `answers` at the f
     rmse_ratio_tuned_dense  after the epoch, over the dense network's after the same
     latency_ratio           processor time of a batch over the dense network's, medians in turn, the largest
     wins_MEASURE_KIND       how many layers became a KIND in all plans by that measure: ring3, ring4, ring5,
-                            svd_out (O against the rest), svd_in (I against the rest), svd_between
+                            terms, svd_out (O against the rest), svd_in (I against the rest), svd_between
 
 `plan`: `benchmarks.compress_3d_plan`, each plan in a process of its own, one thread.
 
@@ -58,7 +59,7 @@ SIDE, COHORT_SEED, SEEDS = 32, 1, (0, 1)
 WIDTH, DEPTH = 12, 18
 TRAINING = TrainingConfig(epochs=20, batch=8, rate=1e-3, weight_decay=1e-3)
 CURVE = (3.0, 4.0, 6.0, 10.0)
-ANSWERS, KERNELS = "answers", "kernels"
+ANSWERS, RINGS, KERNELS = "answers", "rings by answers", "kernels"
 REPEATS, TICK = 9, 1e-6
 """Of a latency, and the least that one is counted as, in seconds."""
 CASES = ("cohort", "plan")
@@ -171,9 +172,12 @@ def of_seed(seed: int, training: Cohort, test: Cohort, *, full: bool) -> Row:
     bent = curvature(dense.network, batches_of(dense, training.inputs, TRAINING.batch))
     found["curvature_s"] = time.process_time() - start
     curve = CURVE if full else CURVE[:1]
-    plans = {f"{ANSWERS} {pcr:g}": by_plan(judge, BudgetConfig(pcr=pcr), bent) for pcr in curve}
+    plans = {
+        f"{ANSWERS} {pcr:g}": by_plan(judge, BudgetConfig(pcr=pcr, canonical=True), bent) for pcr in curve
+    }
     if full:
         made = plans[f"{ANSWERS} {CURVE[0]:g}"][1]
+        plans[f"{RINGS} {CURVE[0]:g}"] = by_plan(judge, BudgetConfig(pcr=CURVE[0]), bent)
         plans[f"{KERNELS} {CURVE[0]:g}"] = by_plan(judge, BudgetConfig(pcr=CURVE[0]))
         plans[f"svd {CURVE[0]:g}"] = by_plan(judge, BudgetConfig(pcr=CURVE[0], modes=()))
         plans[f"svdp {CURVE[0]:g}"] = by_plan(judge, spectral(made))
@@ -238,6 +242,8 @@ def wins(plans: Sequence[CompressionPlan]) -> dict[str, int]:
 
 def kind(method: str, modes: int, late: int) -> str:
     """Of a form of a 3-D kernel."""
+    if method == "canonical":
+        return "terms"
     if method != "low-rank":
         return f"{method}{modes}"
     return {0: "svd_out", 3: "svd_in"}.get(late, "svd_between")
@@ -272,9 +278,9 @@ def show(result: dict[str, Any]) -> None:
             f"\nseed {seed['seed']}: {seed['parameters']:,} parameters, RMSE {number(seed['rmse'])}, "
             f"after an epoch more {number(seed['rmse_tuned'])}"
         )
-        print(f"{'':<18}" + "".join(f"{column:>19}" for column in COLUMNS))
+        print(f"{'':<20}" + "".join(f"{column:>19}" for column in COLUMNS))
         for name, row in seed["ways"].items():
-            print(f"{name:<18}" + "".join(f"{number(row.get(column)):>19}" for column in COLUMNS))
+            print(f"{name:<20}" + "".join(f"{number(row.get(column)):>19}" for column in COLUMNS))
         for measure, counts in seed["wins"].items():
             print(f"wins, {measure}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     for name, row in result.get("plans", {}).items():

@@ -141,6 +141,19 @@ class Geometry:
             )
         return CONVOLVE[len(self.kernel)](x, kernel, bias, *settings)
 
+    def views(self, x: Float[Tensor, "n c *spatial"], axis: int) -> list[Float[Tensor, "n c *spatial2"]]:
+        """Of a forward convolution: what each voxel of the kernel sees of `x` along one axis, padding too."""
+        after = self.output_shape(tuple(x.shape[2:]), (axis,))[axis]
+        pads = [0] * (2 * len(self.kernel))
+        at = 2 * (len(self.kernel) - 1 - axis)
+        pads[at : at + 2] = self.padding[axis]
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        padded = functional.pad(x, pads, mode=mode) if any(pads) else x
+        reach = (after - 1) * self.stride[axis] + 1
+        starts = (voxel * self.dilation[axis] for voxel in range(self.kernel[axis]))
+        steps = [slice(None)] * (2 + axis)
+        return [padded[(*steps, slice(start, start + reach, self.stride[axis]))] for start in starts]
+
     def _settings(self, done: Sequence[int]) -> tuple[list[int], tuple[Any, ...]]:
         """Along some axes: what `pad` adds, the last axis first, and PyTorch's arguments after the bias."""
         stride = tuple(self.stride[axis] if axis in done else 1 for axis in self.axes)

@@ -7,8 +7,8 @@ Martens 2016 for convolutions):
     outputs   E sum_p g_p g_p^T    g_p the gradient of v^T y at place p of the layer's outputs, v of random
                                    signs: E over v is the sum over all answers
     inputs    E a_p a_p^T          a_p the channels at place p of the layer's inputs
-    spatial   r(|i - j| d)         for axes with a kernel: the correlation of the inputs with themselves at
-                                   the distance of the kernel's voxels i and j, dilation d
+    spatial   E a_(p+i) a_(p+j)    along an axis: what the kernel's voxels i and j see together, over what a
+                                   place has; less than 1 beside a border, for what is padded there
 
 Compressing in this metric (`models.rsdtr.metric`) spends the error where answers do not change, and makes
 errors of different layers comparable.
@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -88,7 +89,8 @@ class _Seen:
     places: int = 0
     inputs: Any = 0.0
     outputs: Any = 0.0
-    lags: dict[tuple[int, int], float] = field(default_factory=dict)
+    energy: float = 0.0
+    spatial: dict[int, Tensor] = field(default_factory=dict)
 
     @torch.no_grad()
     def note_inputs(self, x: Tensor) -> None:
@@ -97,10 +99,10 @@ class _Seen:
         self.samples += len(x)
         self.places += channels.shape[2]
         self.inputs = self.inputs + _grams(channels)
-        for axis in self.geometry.axes if not self.geometry.transposed else ():
-            for step in range(self.geometry.kernel[axis]):
-                lag = step * self.geometry.dilation[axis]
-                self.lags[axis, lag] = self.lags.get((axis, lag), 0.0) + _lagged(x, 2 + axis, lag)
+        if not self.geometry.transposed and self.geometry.kernel:
+            self.energy += float(x.square().sum(dtype=torch.float64)) / prod(x.shape[2:])
+            for axis in self.geometry.axes:
+                self.spatial[axis] = self.spatial.get(axis, 0) + self._seen_along(x, axis)
 
     @torch.no_grad()
     def note_gradient(self, gradient: Tensor) -> None:
@@ -120,17 +122,18 @@ class _Seen:
             refuse_non_finite(matrix, f"{what} of {name}, squared,")
         return found
 
+    def _seen_along(self, x: Tensor, axis: int) -> Float64[Tensor, "k k"]:
+        """Sums of products of what two voxels of the kernel see, over the places along the axis."""
+        views = self.geometry.views(x, axis)
+        places = views[0].shape[2 + axis] * prod(x.shape[2:]) // x.shape[2 + axis]
+        flat = torch.stack([view.flatten() for view in views])
+        return _grams(flat[None])[0] / places
+
     def _correlations(self, axis: int) -> Float64[Tensor, "1 k k"]:
         """The identity of a transposed layer: neighbours of its kernel hardly meet in an output."""
-        size, dilation = self.geometry.kernel[axis], self.geometry.dilation[axis]
-        energy = self.lags.get((axis, 0), 0.0)
-        if not energy:
-            return torch.eye(size, dtype=torch.float64)[None]
-        distances = (torch.arange(size)[:, None] - torch.arange(size)).abs() * dilation
-        told = torch.tensor(
-            [self.lags[axis, k * dilation] / energy for k in range(size)], dtype=torch.float64
-        )
-        return told[distances // dilation][None]
+        if not self.energy:
+            return torch.eye(self.geometry.kernel[axis], dtype=torch.float64)[None]
+        return self.spatial[axis][None] / self.energy
 
     def _channels(self, x: Tensor) -> Tensor:
         """(groups, channels of a group, places)."""
@@ -192,13 +195,3 @@ def _grams(channels: Tensor) -> Float64[Tensor, "g n n"]:
     """Sums over places of products of channels, in float64 on the CPU."""
     wide = channels.to(torch.promote_types(channels.dtype, torch.float32))
     return (wide @ wide.mT).to("cpu", torch.float64)
-
-
-def _lagged(x: Tensor, axis: int, lag: int) -> float:
-    """The sum of products of values with those `lag` further along an axis; zeros beyond the end."""
-    size = x.shape[axis]
-    if lag >= size:
-        return 0.0
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    products = wide.narrow(axis, 0, size - lag) * wide.narrow(axis, lag, size - lag)
-    return float(products.sum(dtype=torch.float64))

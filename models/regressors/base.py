@@ -37,9 +37,9 @@ class Look:
 
     `distance` is how far the scan is from those it was trained on, and `distance_percentile` where that
     stands among the training scans (0 to 100; each measured without itself): None for models that look at no
-    scan. `certificate` is `Certificate.to_json()` of the approximation that was used, where there is one; with
-    the `encoder_bound` of an encoder that has a spectral bound.
-    `voxels` counts distinct voxels whose features were used.
+    scan. `certificate` is `Certificate.to_json()` of the approximation that was used, where there is one, and
+    the `encoder_bound` of an encoder of bounded weights. `voxels` counts distinct voxels whose features were
+    used.
     """
 
     distance: float | None = None

@@ -118,15 +118,34 @@ def test_of_a_convolution_the_matrices_are_those_of_its_places() -> None:
     assert (outputs.shape, inputs.shape) == ((2, 3, 3), (2, 2, 2))
     groups = x.reshape(3, 2, 2, -1).permute(1, 2, 0, 3).flatten(2)
     torch.testing.assert_close(inputs, groups @ groups.mT / groups.shape[2])
-    distant = (x[:, :, :-2] * x[:, :, 2:]).sum() / x.square().sum()
-    torch.testing.assert_close(rows[0, 0, 1], distant)
-    torch.testing.assert_close(rows[0, 1, 2], distant)
-    torch.testing.assert_close(columns[0, 0, 1], (x[..., :-1] * x[..., 1:]).sum() / x.square().sum())
+    # rows: one of padding, taps 0, 2, 4: seven places, of which tap 0 sees rows 0 .. 5 and padding
+    energy = x.square().sum() / (9 * 8)
+    torch.testing.assert_close(rows[0, 0, 0], x[:, :, :6].square().sum() / (7 * 8) / energy)
+    torch.testing.assert_close(rows[0, 1, 1], x[:, :, 1:8].square().sum() / (7 * 8) / energy)
+    torch.testing.assert_close(rows[0, 0, 1], (x[:, :, :6] * x[:, :, 2:8]).sum() / (7 * 8) / energy)
+    torch.testing.assert_close(columns[0, 0, 1], (x[..., :-1] * x[..., 1:]).sum() / (9 * 9) / energy)
     assert (torch.linalg.eigvalsh(rows[0]) > 0).all()
     places = layer(x)[0, 0].numel()
     torch.testing.assert_close(
         outputs.diagonal(dim1=1, dim2=2), torch.full((2, 3), float(places), dtype=torch.float64)
     )
+
+
+def test_what_sees_nothing_but_padding_is_free() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv3d(2, 3, 3, padding=1).double()
+    along = curvature(layer_in(layer, nn.Flatten()), [drawn(4, 2, 3, 1, 1)]).layers["0"][2:]
+    for seen in along[1:]:
+        torch.testing.assert_close(seen[0], torch.diag(torch.tensor([0.0, 1, 0], dtype=torch.float64)))
+    assert (along[0][0].diagonal() > 0).all()
+
+
+def test_strides_are_seen() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv1d(1, 1, 2, stride=2, padding_mode="circular").double()
+    x = torch.tensor([[[1.0, 0, 2, 0, 3, 0]]], dtype=torch.float64)
+    (seen,) = curvature(layer_in(layer, nn.Flatten()), [x]).layers["0"][2:]
+    torch.testing.assert_close(seen[0], torch.diag(torch.tensor([2.0, 0], dtype=torch.float64)))
 
 
 def layer_in(*layers: nn.Module) -> nn.Sequential:
