@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import compress_3d, compress_3d_plan
 from benchmarks.cohorts.made import Kept
-from benchmarks.compress_3d_peers import at_parameters, missing, parameters
+from benchmarks.compress_3d_peers import KINDS, at_parameters, missing, parameters
 from benchmarks.compress_3d_plan import DECAYING, FLAT, Alone, Asked, falling, planned_here
 from models.compression.budgets import BudgetConfig
 from models.learning.cohort import Cohort, Inputs
@@ -48,7 +48,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_way_is_judged_and_every_factorised_layer_is_counted() -> None:
     result = compress_3d.run(["cohort"])
     (first,) = result["seeds"]
-    others = {"kernels 2", "svd 2", "svdp 2"} | (set() if missing() else {"tltorch_tucker", "tltorch_tt"})
+    others = {"rings by answers 2", "kernels 2", "svd 2", "svdp 2"} | (set() if missing() else set(KINDS))
     assert set(first["ways"]) == {"answers 2", *others}
     assert result["pcr"] == min(seed["ways"]["answers 2"]["pcr"] for seed in result["seeds"]) >= 2.0
     ratios = [seed["ways"]["answers 2"]["rmse_tuned"] / seed["rmse"] for seed in result["seeds"]]
@@ -68,6 +68,7 @@ def test_every_way_is_judged_and_every_factorised_layer_is_counted() -> None:
 
 def test_a_factorisation_is_called_by_its_modes_or_by_the_side_of_the_kernel() -> None:
     assert [compress_3d.kind("ring", count, 0) for count in (3, 5)] == ["ring3", "ring5"]
+    assert compress_3d.kind("canonical", 0, 0) == "terms"
     told = [compress_3d.kind("low-rank", 0, late) for late in range(4)]
     assert told == ["svd_out", "svd_between", "svd_between", "svd_in"]
 
