@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from models.compression.files import to_bytes
 from models.compression.forms import relative_error
 from models.compression.plans import CompressionPlan
 from models.compression.tracing import COUNTED, Example, answered, evaluating, geometry, traced
-from models.errors import InvalidConfig, InvalidShape, ModelError
+from models.errors import InvalidConfig, InvalidShape, ModelError, refuse_non_finite
 from models.rsdtr.canonical_layer import CanonicalConv
 from models.rsdtr.layers import FactorisedLayer, LowRankConv, LowRankLinear, RingConv
 from models.sttp.bounds import Bound, Rule, layer_bound, operator_bound
@@ -170,16 +171,33 @@ def _compared(
     batches: Iterable[tuple[Tensor, Tensor]],
     metric: Metric | None,
 ) -> tuple[Change, MetricChange | None]:
-    firsts, seconds, wanted = [], [], []
+    firsts: list[Tensor] = []
+    seconds: list[Tensor] = []
+    wanted: list[Tensor] = []
     for inputs, targets in batches:
-        firsts.append(answered(before, inputs).cpu())
-        seconds.append(answered(after, inputs).cpu())
-        wanted.append(targets.cpu())
+        pair = [answered(model, inputs) for model in (before, after)]
+        _refuse_uncomparable(pair, targets, len(firsts))
+        for answers, all_of_it in zip((*pair, targets), (firsts, seconds, wanted), strict=True):
+            all_of_it.append(answers.cpu())
     if not firsts:
         raise InvalidShape("there is no batch to compare the models by: give at least one")
     first, second, target = torch.cat(firsts), torch.cat(seconds), torch.cat(wanted)
     change = agreement(first, second)
     return change, None if metric is None else bootstrapped(first, second, target, metric)
+
+
+def _refuse_uncomparable(pair: list[Any], targets: Tensor, number: int) -> None:
+    """Raise InvalidShape for answers that are no tensor, or of other samples than the targets; NonFinite."""
+    for which, answers in zip(("first", "second"), pair, strict=True):
+        if not isinstance(answers, Tensor) or not answers.ndim:
+            raise InvalidShape(
+                f"the {which} model answers with {type(answers).__name__}: one tensor is compared"
+            )
+        if len(answers) != len(targets):
+            raise InvalidShape(
+                f"batch {number} has {len(targets)} targets, and the {which} model {len(answers)} answers"
+            )
+        refuse_non_finite(answers, f"the {which} model's answers to batch {number}")
 
 
 def _latencies(

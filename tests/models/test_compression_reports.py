@@ -8,7 +8,7 @@ from models.compression.applying import compressed
 from models.compression.files import to_bytes
 from models.compression.planning import plan
 from models.compression.reports import agreement, bootstrapped, report
-from models.errors import InvalidConfig, InvalidShape
+from models.errors import InvalidConfig, InvalidShape, NonFinite
 from models.rsdtr.candidates import RingConfig
 from models.sttp.apply import SpectralConfig
 
@@ -138,3 +138,27 @@ def test_what_cannot_be_compared_is_refused() -> None:
     other[6], other[7] = nn.Linear(16, 20), nn.Linear(20, 1)
     with pytest.raises(InvalidShape, match="6 has another kernel"):
         report(model, other, EXAMPLE, repeats=1)
+
+
+class Pair(nn.Module):
+    """A model with two answers."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        made = self.inner(x)
+        return made, made
+
+
+def test_answers_that_cannot_be_compared_say_why() -> None:
+    before = network().eval()
+    after = compressed(before, plan(before, EXAMPLE, RingConfig(0.6)))
+    (x, y), *_ = given()
+    with pytest.raises(InvalidShape, match="batch 0 has 3 targets, and the first model 5 answers"):
+        report(before, after, EXAMPLE, [(x, y[:3])], rmse, repeats=1)
+    with pytest.raises(InvalidShape, match="the first model answers with tuple"):
+        report(Pair(before), Pair(after), EXAMPLE, [(x, y)], rmse, repeats=1)
+    with pytest.raises(NonFinite, match="the first model's answers to batch 1"):
+        report(before, after, EXAMPLE, [(x, y), (x * float("nan"), y)], rmse, repeats=1)
