@@ -264,8 +264,9 @@ def test_weights_are_counted_without_the_network(
 def test_a_training_holds_no_more_than_it_says(name: str) -> None:
     """The peak of a process that trains the whole network for a step, over that after a tiny one."""
     program = (
-        "import resource, sys, numpy as np, torch\n"
+        "import sys, numpy as np, torch\n"
         "sys.path.insert(0, sys.argv[1])\n"
+        "from benchmarks.memory import peak_rss_mib\n"
         "from small_cohorts import cohort_of\n"
         "from models.learning.task import Task\n"
         "from models.regressors import REGRESSORS\n"
@@ -277,7 +278,7 @@ def test_a_training_holds_no_more_than_it_says(name: str) -> None:
         "    cohort = cohort_of(scans, np.arange(4.0))\n"
         "    recipe.fit(cohort, Task(), seed=0, device=torch.device('cpu'), watch=Watch())\n"
         "    told = recipe.training_bytes(Extent(shape, 1, 4, 4, 0))\n"
-        "    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, told\n"
+        "    return round(peak_rss_mib() * 2**20), told\n"
         "before, _ = peak((8, 8, 8), width=4, depth=10, share=0.2)\n"
         "after, told = peak((64, 64, 64))\n"
         "print(after - before, told)\n"
