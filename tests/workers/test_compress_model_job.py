@@ -172,6 +172,7 @@ def test_where_it_came_from(school: School, model: Job, ringed: Job) -> None:
         "method": "ring",
         "eps": 0.7,
         "execution": "auto",
+        "measure": "answers",
         "epochs": 0,
         "seed": 0,
     }
@@ -323,7 +324,7 @@ def test_classes_are_compared_by_probabilities(school: School, others: list[dict
         ({"method": "sttp", "rank": 2, "execution": "fewest"}, ["/execution"]),
         ({"macs": 10**9, "execution": "rebuild"}, ["/execution"]),
         ({"eps": 0.5, "rate": 0.1}, ["/rate"]),
-        ({"method": "svdp", "rank": 2, "measure": "answers"}, ["/measure"]),
+        ({"method": "svdp", "rank": 2, "measure": "kernels"}, ["/measure"]),
         ({"method": "tucker", "eps": 0.5}, ["/method"]),
         ({"eps": 1.0}, ["/eps"]),
         ({"pcr": 0.5, "epochs": -1}, ["/pcr", "/epochs"]),

@@ -97,12 +97,11 @@ class CompressModelParameters(Parameters):
         description="of rings and SVDs: rebuild runs each layer with its dense kernel, made once; fewest "
         "with its factors, by the fewest multiplications; auto: fewest for macs, else rebuild",
     )
-    measure: Literal["answers", "kernels"] | None = Field(
-        None,
-        json_schema_extra=of_types,
-        description="what errors of rings and SVDs are measured by. answers, if not given: what they do to "
-        "the answers to these scans, without targets; eps is of all layers, and sums of rank-one terms are "
-        "tried too. kernels: each layer's by itself, which is done sooner and takes less memory",
+    measure: Literal["answers", "kernels"] = Field(
+        "answers",
+        description="what errors of rings and SVDs are measured by. answers: what they do to the answers to "
+        "these scans, without targets; eps is of all layers, and sums of rank-one terms are tried too. "
+        "kernels: each layer's by itself, which is done sooner and takes less memory",
     )
     judged_share: float | None = Field(
         None,
@@ -161,7 +160,7 @@ class CompressModelParameters(Parameters):
         if self.execution != "auto" and (self.method != RING or self.max_drop is not None):
             told = "for the method ring with eps, pcr, macs or bytes; leave it out"
             wrong.append((pointer("execution"), told))
-        if self.measure is not None and self.method != RING:
+        if self.measure == "kernels" and self.method != RING:
             wrong.append((pointer("measure"), "for the method ring; leave it out"))
         if self.rate is not None and not self.epochs:
             wrong.append((pointer("rate"), "of no epochs; give epochs too, or leave it out"))
@@ -181,7 +180,7 @@ class CompressModelParameters(Parameters):
     @property
     def by_answers(self) -> bool:
         """Whether errors are measured by what they do to answers."""
-        return self.method == RING and self.measure != "kernels"
+        return self.method == RING and self.measure == "answers"
 
 
 class Sizes(Result):
