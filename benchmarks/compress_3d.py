@@ -6,8 +6,8 @@ on the scans of the training (no targets), one epoch at a tenth of the training'
 descends by the same epoch. `answers` is planned in the metric of the curvature that those scans give, as the
 job does it; `rings by answers` is that without sums of terms, `kernels` by relative errors of kernels; `svd`
 is this with plain SVDs alone, `svdp` the import into spectral weights; TensorLy-Torch's factorisations have
-no fewer parameters than `answers`, where their kinds come to so many. Of the seeds of the training the first
-has all of these and every PCR of CURVE, the others `answers` at the first PCR.
+no fewer parameters than `answers`. Of the seeds of the training the first has all of these and every PCR of
+CURVE, the others `answers` at the first PCR.
 
     pcr                     at the first PCR, the least of the seeds
     rmse_ratio              RMSE after recalibration and the epoch over the trained network's, the largest
@@ -36,9 +36,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.cohorts import spread
-from benchmarks.compress_3d_peers import KINDS, at_parameters, missing, parameters
 from benchmarks.compress_3d_plan import planned_alone
+from benchmarks.kernel_peers import at_parameters, parameters
 from benchmarks.targets import Target, judged, number, show_targets
+from benchmarks.tltorch_peers import missing, tltorch_peers
 from models.compression.budgets import BudgetConfig
 from models.compression.curvature import Curvature, curvature
 from models.compression.planning import BUDGET, Config, plan
@@ -217,9 +218,9 @@ def of_peers(judge: Judge, like: CompressionPlan) -> Row:
         return {}
     names = [layer.name for layer in like.layers if is_open(layer)]
     found = {}
-    for name, kind in KINDS.items():
+    for name, peer in tltorch_peers().items():
         start = time.process_time()
-        network = at_parameters(judge.dense.network, names, kind, like.parameters_after)
+        network = at_parameters(judge.dense.network, names, peer, like.parameters_after)
         seconds = time.process_time() - start
         recalibrate_(network, batches_of(judge.dense, judge.training.inputs, TRAINING.batch))
         small = replace(judge.dense, network=network)

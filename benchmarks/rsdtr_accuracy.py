@@ -5,8 +5,7 @@ compresses the blocks' convolutions; normalisations are recalibrated with 2,560 
 most 80 steps of fine-tuning in the ways of `cifar_tuning`, the same for all: images that are held out choose
 among them. Ours is planned in the metric of the curvature that the same unlabelled images give
 (`models.compression.curvature`), of rings, SVDs and sums of rank-one terms; `ours_rings` of rings and SVDs in
-Frobenius' metric, as the paper. A peer never has fewer parameters than ours has, where its kind comes to so
-many.
+Frobenius' metric, as the paper. A peer never has fewer parameters than ours.
 
     dense                 accuracy of the adapted network on the 10,000 test images
     recalibrated_2        ours at PCR >= 2 with recalibration alone
@@ -27,10 +26,12 @@ from torch import Tensor
 
 from benchmarks.cifar_images import images
 from benchmarks.cifar_images import missing as no_images
-from benchmarks.cifar_resnet import SIDE, CifarResNet, missing, pretrained
+from benchmarks.cifar_resnet import SIDE, CifarResNet, block_convolutions, missing, pretrained
 from benchmarks.cifar_tuning import accuracy, calibration, descended, sgd, tuned
-from benchmarks.kernel_peers import at_parameters, empty_of, parameters, peers
+from benchmarks.kernel_peers import OWN, Peer, at_parameters, parameters
 from benchmarks.targets import Target, judged, show_targets
+from benchmarks.tltorch_peers import missing as no_tltorch
+from benchmarks.tltorch_peers import tltorch_peers
 from models.compression.applying import compressed
 from models.compression.budgets import BudgetConfig
 from models.compression.curvature import Curvature, curvature
@@ -81,6 +82,11 @@ def run(only: Sequence[str] | None = None) -> dict[str, Any]:
     return {**keys, "points": points, "both_budgets": both, "targets": judged(keys, TARGETS)}
 
 
+def peers() -> dict[str, Peer]:
+    """Those that are installed."""
+    return OWN if no_tltorch() else OWN | tltorch_peers()
+
+
 def adapted() -> CifarResNet:
     """The pretrained network, after some steps on JPEG images."""
     return descended(pretrained("resnet20"), ADAPTING, ADAPTING_STEPS, 0)
@@ -95,10 +101,9 @@ def at_point(
         OURS: of_budget(network, calibrating, bent, BudgetConfig(pcr=pcr, canonical=True)),
         RINGS: of_budget(network, calibrating, None, BudgetConfig(pcr=pcr)),
     }
-    known = peers()
+    known, layers = peers(), tuple(block_convolutions(network))
     for name in names:
-        make = known[name]
-        made = at_parameters(network, make, row[OURS]["parameters"], empty=empty_of(name, make))
+        made = at_parameters(network, layers, known[name], row[OURS]["parameters"])
         row[name] = judged_network(made, network, calibrating)
     return row
 

@@ -13,8 +13,9 @@ import torch
 
 from benchmarks import compress_3d, compress_3d_plan
 from benchmarks.cohorts.made import Kept
-from benchmarks.compress_3d_peers import KINDS, at_parameters, missing, parameters
 from benchmarks.compress_3d_plan import DECAYING, FLAT, Alone, Asked, falling, planned_here
+from benchmarks.kernel_peers import at_parameters, parameters
+from benchmarks.tltorch_peers import missing, tltorch_peers
 from models.compression.budgets import BudgetConfig
 from models.learning.cohort import Cohort, Inputs
 from models.regressors.resnet import ResNet
@@ -48,7 +49,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_way_is_judged_and_every_factorised_layer_is_counted() -> None:
     result = compress_3d.run(["cohort"])
     (first,) = result["seeds"]
-    others = {"rings by answers 2", "kernels 2", "svd 2", "svdp 2"} | (set() if missing() else set(KINDS))
+    others = {"rings by answers 2", "kernels 2", "svd 2", "svdp 2"} | (
+        set() if missing() else set(tltorch_peers())
+    )
     assert set(first["ways"]) == {"answers 2", *others}
     assert result["pcr"] == min(seed["ways"]["answers 2"]["pcr"] for seed in result["seeds"]) >= 2.0
     ratios = [seed["ways"]["answers 2"]["rmse_tuned"] / seed["rmse"] for seed in result["seeds"]]
@@ -78,8 +81,8 @@ def test_peers_have_no_fewer_parameters_than_they_are_compared_at() -> None:
     network = ResNet(1, 1, 0, width=4, depth=DEPTH)
     names = ["blocks.3.first.conv", "blocks.3.second.conv"]
     whole = parameters(network)
-    for kind in ("tucker", "tt"):
-        made = at_parameters(network, names, kind, whole // 2)
+    for name in ("tltorch_tucker", "tltorch_tt"):
+        made = at_parameters(network, names, tltorch_peers()[name], whole // 2)
         assert whole // 2 <= parameters(made) < 0.9 * whole
 
 

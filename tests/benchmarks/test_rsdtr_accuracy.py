@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import cifar_tuning, rsdtr_accuracy
-from benchmarks.cifar_resnet import CifarResNet
-from benchmarks.kernel_peers import at_parameters, empty_of, factorised, parameters, peers
+from benchmarks.cifar_resnet import CifarResNet, block_convolutions
+from benchmarks.kernel_peers import OWN, at_parameters, factorised, parameters
+from benchmarks.rsdtr_accuracy import peers
 from models.compression.budgets import BudgetConfig
 
 
@@ -78,13 +79,13 @@ def test_every_method_is_judged_at_no_fewer_parameters_than_ours() -> None:
         rsdtr_accuracy.run(["nobody"])
 
 
-@pytest.mark.parametrize("name", ["svd", "tucker2", "tltorch_tucker"])
+@pytest.mark.parametrize("name", ["svd", "tucker2", "tltorch_tucker", "tltorch_tt"])
 def test_a_peer_is_the_smallest_with_so_many_parameters(name: str) -> None:
     if name not in peers():
         pytest.skip("TensorLy-Torch is not installed: it is in the extra bench")
-    dense, make = network(), peers()[name]
-    count = parameters(dense) // 2
-    made = at_parameters(dense, make, count, empty=empty_of(name, make))
+    dense = network()
+    count = int(parameters(dense) / 1.5)
+    made = at_parameters(dense, tuple(block_convolutions(dense)), peers()[name], count)
     assert count <= parameters(made) < parameters(dense)
     assert torch.isfinite(made(torch.zeros(1, 3, 32, 32))).all()
 
@@ -92,9 +93,10 @@ def test_a_peer_is_the_smallest_with_so_many_parameters(name: str) -> None:
 @pytest.mark.parametrize("name", ["svd", "tucker2"])
 def test_the_finest_peer_is_nearly_the_network(name: str) -> None:
     dense = network()
+    names = tuple(block_convolutions(dense))
     x = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
     with torch.no_grad():
-        made = [factorised(dense, peers()[name], fineness)(x) for fineness in (0.3, 0.9)]
+        made = [factorised(dense, names, OWN[name].make, fineness)(x) for fineness in (0.3, 0.9)]
         coarse, fine = (float((answer - dense(x)).norm()) for answer in made)
     assert fine < 0.5 * coarse
 
