@@ -90,6 +90,9 @@ MEANINGS: dict[str, Meaning] = {
     "internal-error": Meaning(500, "The service failed"),
     # operations
     "catalogue-unavailable": Meaning(503, "The catalogue does not answer"),
+    "idempotency-key-reused": Meaning(422, "The Idempotency-Key came with another request before"),
+    "quota-exceeded": Meaning(429, "The project's quota is used up"),
+    "catalogue-too-new": Meaning(503, "The catalogue is of a later release"),
     "not-ready": Meaning(503, "The service is not ready"),
     "storage-full": Meaning(507, "The disk is full"),
 }

@@ -1,51 +1,92 @@
-"""How the catalogue's database is opened: SQLite in WAL mode, or PostgreSQL."""
+"""The catalogue's database, SQLite in WAL mode or PostgreSQL, and its transactions."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, literal, make_url, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from storage.errors import CatalogueUnavailable, StorageFull
-from storage.tables import metadata
+from storage.migrations import migrate
 
 BUSY_TIMEOUT_MS = 30_000
-SCHEMA_LOCK = 0x746F6D6F
-"""Key of the PostgreSQL advisory lock under which tables are made."""
 DISK_FULL = frozenset({"SQLITE_FULL", "53100"})
 """SQLite's error name and PostgreSQL's SQLSTATE for a disk that is full."""
 
 
-def open_engine(url: str) -> Engine:
-    """An engine for `sqlite:///path` or `postgresql+psycopg://...`, its tables made where they are missing.
+class Database:
+    """Safe for threads; open it anew in every process, after a fork.
 
-    Several processes may open the same database at the same time. JSON columns refuse NaN and infinity.
+    Any use raises CatalogueUnavailable while the database does not answer, StorageFull while its disk is
+    full.
     """
-    address = make_url(url)
-    if address.get_backend_name() == "sqlite" and address.database:
-        Path(address.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(
-        address,
-        json_serializer=partial(json.dumps, allow_nan=False),
-        pool_pre_ping=address.get_backend_name() != "sqlite",
-    )
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _configure_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-    with translated(), engine.begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SCHEMA_LOCK})
-        metadata.create_all(connection)
-    return engine
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._reader = engine.execution_options(reading=True)
+
+    @classmethod
+    def open(cls, url: str) -> Database:
+        """The database at `sqlite:///path` or `postgresql+psycopg://...`, its schema brought up to date.
+
+        Several processes may open the same database at the same time. JSON columns refuse NaN and infinity.
+        Raises CatalogueTooNew for one that a newer release has changed.
+        """
+        engine = _engine(url)
+        try:
+            with translated():
+                migrate(engine)
+        except BaseException:
+            engine.dispose()
+            raise
+        return cls(engine)
+
+    @property
+    def dialect(self) -> str:
+        """`sqlite` or `postgresql`."""
+        return self._engine.dialect.name
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def ping(self) -> None:
+        """Ask for an answer."""
+        with self.reading() as connection:
+            connection.execute(select(literal(1)))
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that only reads."""
+        with translated(), self._reader.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that writes: all of it, or nothing."""
+        with translated(), self._engine.begin() as connection:
+            yield connection
+
+    def upsert(
+        self, connection: Connection, table: Table, key: Mapping[str, Any], values: Mapping[str, Any]
+    ) -> None:
+        """Insert a row, or change the one with this key."""
+        dialect = sqlite if self.dialect == "sqlite" else postgresql
+        connection.execute(
+            dialect.insert(table)
+            .values(**key, **values)
+            .on_conflict_do_update(index_elements=list(key), set_=dict(values))
+        )
 
 
 @contextmanager
@@ -59,6 +100,21 @@ def translated() -> Iterator[None]:
         if _cause(error) in DISK_FULL:
             raise StorageFull("the disk of the catalogue's database is full") from error
         raise CatalogueUnavailable from error
+
+
+def _engine(url: str) -> Engine:
+    address = make_url(url)
+    if address.get_backend_name() == "sqlite" and address.database:
+        Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(
+        address,
+        json_serializer=partial(json.dumps, allow_nan=False),
+        pool_pre_ping=address.get_backend_name() != "sqlite",
+    )
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
 
 
 def _cause(error: DBAPIError) -> str | None:

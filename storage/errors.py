@@ -16,7 +16,9 @@
     ├── Conflict
     │   ├── VolumeNotReady
     │   ├── JobNotFinished
-    │   └── JobFailed
+    │   ├── JobFailed
+    │   └── KeyReused                an Idempotency-Key that came with another body before
+    ├── QuotaExceeded                a project has as many open jobs, or bytes, as it may have
     ├── FaultyInput
     │   ├── InvalidParameters        a job's parameters do not fit its kind's schema
     │   ├── InvalidCohort            a table of scans and targets that nothing can be learnt from
@@ -31,6 +33,7 @@
     ├── OverBudget                   a job would need more memory than its worker may use
     ├── StorageFull                  the disk refused a write
     ├── CatalogueUnavailable         the database is locked, down or out of reach
+    ├── CatalogueTooNew              the database's schema is of a later release
     ├── LeaseLost                    another attempt owns the job now
     └── JobCancelled                 somebody asked for the job to stop
 
@@ -200,6 +203,32 @@ class JobFailed(Conflict):
         self.job_id, self.state, self.cause = job_id, state, cause
 
 
+class KeyReused(Conflict):
+    """An Idempotency-Key that came with another request before."""
+
+    code = "idempotency-key-reused"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"the Idempotency-Key {key!r} came with another request before: use a fresh one for each "
+            "request, and the same one only to send the same request again"
+        )
+        self.key = key
+
+
+class QuotaExceeded(StorageError):
+    """A project has as much as it may have."""
+
+    code = "quota-exceeded"
+    retryable = True
+
+    def __init__(self, what: str, present: int, wanted: int, allowed: int, cure: str) -> None:
+        super().__init__(
+            f"the project has {present} {what} and may have {allowed}, not {wanted} more: {cure}"
+        )
+        self.what, self.present, self.wanted, self.allowed = what, present, wanted, allowed
+
+
 class FaultyInput(StorageError):
     """Something in a job's parameters is wrong. `problems` is a list of (JSON pointer, what is wrong).
 
@@ -344,6 +373,19 @@ class CatalogueUnavailable(StorageError):
 
     def __init__(self) -> None:
         super().__init__("the catalogue's database does not answer; try again in a few seconds")
+
+
+class CatalogueTooNew(StorageError):
+    """The database's schema is of a later release than this one."""
+
+    code = "catalogue-too-new"
+
+    def __init__(self, found: str, known: str) -> None:
+        super().__init__(
+            f"the catalogue's schema is at step {found}, this release knows {known} at most: run a release "
+            "as new as the one that wrote it, or restore a backup from before"
+        )
+        self.found, self.known = found, known
 
 
 class LeaseLost(StorageError):

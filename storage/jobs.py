@@ -99,6 +99,8 @@ class Job:
 
     `error` is `{"code", "detail", "retryable", ...facts}` when the job failed, else None. `attempt` is 0
     until the first claim; it is the fencing token: only the attempt that owns the job can finish it.
+    `kind_version` is the version that the kind had when the job was submitted, `trace` the request's
+    `traceparent` (W3C), `submitted_by` who sent it.
     """
 
     id: str
@@ -121,3 +123,44 @@ class Job:
     lease_until: float | None = None
     revision: int = 0
     labels: dict[str, str] = field(default_factory=dict)
+    project_id: str = "default"
+    kind_version: str | None = None
+    retry_of: str | None = None
+    submitted_by: str | None = None
+    trace: str | None = None
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job that somebody wants done. `retry_of` is the job that it repeats."""
+
+    kind: str
+    parameters: dict[str, Any]
+    volume_id: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    retry_of: str | None = None
+
+
+@dataclass(frozen=True)
+class Sender:
+    """Who submits, and for which project; `trace` is the request's `traceparent`."""
+
+    project_id: str = "default"
+    name: str | None = None
+    trace: str | None = None
+
+
+@dataclass(frozen=True)
+class RequestKey:
+    """A request that is done once, however often it is sent: its Idempotency-Key, and its body's sha-256."""
+
+    key: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """The jobs of a request; `again` when it had been sent before, and they are that one's."""
+
+    jobs: tuple[Job, ...]
+    again: bool = False

@@ -20,6 +20,7 @@ class VolumeState(StrEnum):
     READY = "ready"
     REJECTED = "rejected"
     QUARANTINED = "quarantined"
+    DELETED = "deleted"
 
 
 @dataclass(frozen=True)
@@ -143,3 +144,4 @@ class VolumeRecord:
     store: str | None = None
     error: dict[str, Any] | None = None
     revision: int = 0
+    project_id: str = "default"

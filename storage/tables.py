@@ -6,13 +6,35 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, Double, Index, Integer, MetaData, Row, String, Table
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Connection,
+    Double,
+    Index,
+    Integer,
+    MetaData,
+    Row,
+    String,
+    Table,
+    event,
+)
 
 from storage.jobs import Artifact, Job, JobKind, JobState, Progress, Queue, WorkerRecord
 from storage.records import StoredVolume, VolumeRecord, VolumeState
 
 metadata = MetaData()
 Document = JSON(none_as_null=True)
+DEFAULT_PROJECT = "default"
+"""Where everything is that nobody has put into a project."""
+
+
+def _project() -> Column[str]:
+    return Column(
+        "project_id", String(64), nullable=False, default=DEFAULT_PROJECT, server_default=DEFAULT_PROJECT
+    )
+
 
 volumes = Table(
     "volumes",
@@ -28,7 +50,9 @@ volumes = Table(
     Column("store", String),
     Column("error", Document),
     Column("revision", Integer, nullable=False, default=0),
+    _project(),
     Index("volumes_by_ingest_job", "ingest_job"),
+    Index("volumes_by_project", "project_id", "id"),
 )
 
 jobs = Table(
@@ -54,11 +78,21 @@ jobs = Table(
     Column("lease_until", Double),
     Column("revision", Integer, nullable=False, default=0),
     Column("labels", Document),
+    _project(),
+    Column("kind_version", String(32)),
+    Column("retry_of", String(64)),
+    Column("submitted_by", String(128)),
+    Column("trace", String(64)),
     # Scheduling, which no record shows: not to be claimed before `not_before`; rung `rings` times since
-    # it was queued, last at `rung_at` (None: to be rung at once).
+    # it was queued, last at `rung_at` (None: to be rung at once). `told` is 1 once those who asked to be
+    # told of its end have been noted.
     Column("not_before", Double),
     Column("rung_at", Double),
     Column("rings", Integer, nullable=False, default=0),
+    Column("told", Integer, nullable=False, default=0, server_default="1"),
+    Index("jobs_by_project", "project_id", "id"),
+    Index("jobs_by_queue", "queue", "state", "id"),
+    Index("jobs_by_told", "told", "state"),
     Index("jobs_by_lease", "state", "lease_until"),
     Index("jobs_by_volume", "volume_id"),
     Index("jobs_by_dependency", "depends_on"),
@@ -82,8 +116,120 @@ workers = Table(
     Column("last_seen", Double, nullable=False),
 )
 
+projects = Table(
+    "projects",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("max_bytes", BigInteger),
+    Column("max_open_jobs", Integer),
+)
 
-SCHEDULING = frozenset({"not_before", "rung_at", "rings"})
+access_keys = Table(
+    "access_keys",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("project_id", String(64), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("scopes", Document, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("hash", String(64), primary_key=True),
+    Column("key_id", String(64), nullable=False),
+    Column("expires_at", Double, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("sequence", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("project_id", String(64)),
+    Column("actor", String(200), nullable=False),
+    Column("action", String(100), nullable=False),
+    Column("subject", String(200), nullable=False),
+    Column("outcome", Integer, nullable=False),
+    Column("request_id", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+    Index("audit_by_project", "project_id", "sequence"),
+)
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("project_id", String(64), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("ids", Document, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("project_id", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("name", String, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("length", BigInteger),
+    Column("received", BigInteger, nullable=False, default=0),
+    Column("volume_id", String(64)),
+    Column("facts", Document, nullable=False),
+    Column("revision", Integer, nullable=False, default=0),
+    Index("uploads_by_expiry", "state", "expires_at"),
+)
+
+upload_objects = Table(
+    "upload_objects",
+    metadata,
+    Column("upload_id", String(64), primary_key=True),
+    Column("key", String(256), primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("project_id", String(64), nullable=False),
+    Column("url", String, nullable=False),
+    Column("secret", String(100), nullable=False),
+    Column("events", Document, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("webhook_id", String(64), nullable=False),
+    Column("document", Document, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("next_at", Double),
+    Column("tries", Integer, nullable=False, default=0),
+    Column("status", Integer),
+    Index("deliveries_by_time", "next_at"),
+)
+
+
+@event.listens_for(projects, "after_create")
+def _first_project(target: Any, connection: Connection, **options: Any) -> None:
+    connection.execute(projects.insert().values(id=DEFAULT_PROJECT, name=DEFAULT_PROJECT, created_at=0.0))
+
+
+SCHEDULING = frozenset({"not_before", "rung_at", "rings", "told"})
 """Columns of jobs that no `Job` shows."""
 
 

@@ -1,0 +1,140 @@
+"""Projects, keys, sessions and the audit log; idempotent requests; upload sessions; webhooks."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision = "0002", "0001"
+
+
+def upgrade() -> None:
+    """Add columns to volumes and jobs, and the tables of the service."""
+    op.add_column("volumes", _project())
+    op.create_index("volumes_by_project", "volumes", ["project_id", "id"])
+    op.add_column("jobs", _project())
+    for column in (
+        sa.Column("kind_version", sa.String(32)),
+        sa.Column("retry_of", sa.String(64)),
+        sa.Column("submitted_by", sa.String(128)),
+        sa.Column("trace", sa.String(64)),
+        sa.Column("told", sa.Integer, nullable=False, server_default="1"),
+    ):
+        op.add_column("jobs", column)
+    op.create_index("jobs_by_project", "jobs", ["project_id", "id"])
+    op.create_index("jobs_by_queue", "jobs", ["queue", "state", "id"])
+    op.create_index("jobs_by_told", "jobs", ["told", "state"])
+    _access()
+    _audit()
+    _requests()
+    _uploads()
+    _webhooks()
+    op.execute("INSERT INTO projects (id, name, created_at) VALUES ('default', 'default', 0)")
+
+
+def _project() -> sa.Column[str]:
+    return sa.Column("project_id", sa.String(64), nullable=False, server_default="default")
+
+
+def _access() -> None:
+    op.create_table(
+        "projects",
+        sa.Column("id", sa.String(64), primary_key=True),
+        sa.Column("name", sa.String(200), nullable=False),
+        sa.Column("created_at", sa.Double, nullable=False),
+        sa.Column("max_bytes", sa.BigInteger),
+        sa.Column("max_open_jobs", sa.Integer),
+    )
+    op.create_table(
+        "access_keys",
+        sa.Column("id", sa.String(64), primary_key=True),
+        sa.Column("project_id", sa.String(64), nullable=False),
+        sa.Column("name", sa.String(200), nullable=False),
+        sa.Column("hash", sa.String(64), nullable=False),
+        sa.Column("scopes", sa.JSON, nullable=False),
+        sa.Column("created_at", sa.Double, nullable=False),
+        sa.Column("expires_at", sa.Double),
+        sa.Column("revoked_at", sa.Double),
+    )
+    op.create_table(
+        "sessions",
+        sa.Column("hash", sa.String(64), primary_key=True),
+        sa.Column("key_id", sa.String(64), nullable=False),
+        sa.Column("expires_at", sa.Double, nullable=False),
+    )
+
+
+def _audit() -> None:
+    op.create_table(
+        "audit",
+        sa.Column("sequence", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+        sa.Column("at", sa.Double, nullable=False),
+        sa.Column("project_id", sa.String(64)),
+        sa.Column("actor", sa.String(200), nullable=False),
+        sa.Column("action", sa.String(100), nullable=False),
+        sa.Column("subject", sa.String(200), nullable=False),
+        sa.Column("outcome", sa.Integer, nullable=False),
+        sa.Column("request_id", sa.String(64), nullable=False),
+        sa.Column("hash", sa.String(64), nullable=False),
+    )
+    op.create_index("audit_by_project", "audit", ["project_id", "sequence"])
+
+
+def _requests() -> None:
+    op.create_table(
+        "requests",
+        sa.Column("project_id", sa.String(64), primary_key=True),
+        sa.Column("key", sa.String(255), primary_key=True),
+        sa.Column("digest", sa.String(64), nullable=False),
+        sa.Column("ids", sa.JSON, nullable=False),
+        sa.Column("created_at", sa.Double, nullable=False),
+    )
+
+
+def _uploads() -> None:
+    op.create_table(
+        "uploads",
+        sa.Column("id", sa.String(64), primary_key=True),
+        sa.Column("project_id", sa.String(64), nullable=False),
+        sa.Column("kind", sa.String(16), nullable=False),
+        sa.Column("name", sa.String, nullable=False),
+        sa.Column("state", sa.String(16), nullable=False),
+        sa.Column("created_at", sa.Double, nullable=False),
+        sa.Column("expires_at", sa.Double, nullable=False),
+        sa.Column("length", sa.BigInteger),
+        sa.Column("received", sa.BigInteger, nullable=False),
+        sa.Column("volume_id", sa.String(64)),
+        sa.Column("facts", sa.JSON, nullable=False),
+        sa.Column("revision", sa.Integer, nullable=False),
+    )
+    op.create_index("uploads_by_expiry", "uploads", ["state", "expires_at"])
+    op.create_table(
+        "upload_objects",
+        sa.Column("upload_id", sa.String(64), primary_key=True),
+        sa.Column("key", sa.String(256), primary_key=True),
+        sa.Column("size", sa.BigInteger, nullable=False),
+        sa.Column("sha256", sa.String(64), nullable=False),
+    )
+
+
+def _webhooks() -> None:
+    op.create_table(
+        "webhooks",
+        sa.Column("id", sa.String(64), primary_key=True),
+        sa.Column("project_id", sa.String(64), nullable=False),
+        sa.Column("url", sa.String, nullable=False),
+        sa.Column("secret", sa.String(100), nullable=False),
+        sa.Column("events", sa.JSON, nullable=False),
+        sa.Column("created_at", sa.Double, nullable=False),
+    )
+    op.create_table(
+        "deliveries",
+        sa.Column("id", sa.String(64), primary_key=True),
+        sa.Column("webhook_id", sa.String(64), nullable=False),
+        sa.Column("document", sa.JSON, nullable=False),
+        sa.Column("created_at", sa.Double, nullable=False),
+        sa.Column("next_at", sa.Double),
+        sa.Column("tries", sa.Integer, nullable=False),
+        sa.Column("status", sa.Integer),
+    )
+    op.create_index("deliveries_by_time", "deliveries", ["next_at"])
