@@ -10,14 +10,15 @@ from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from service import errors
+from service.auditing import Auditing
 from service.deps import Services
 from service.edge import Edge, VolumeCors
+from service.first_key import keep_first_key
 from service.queue import CeleryQueue, JobQueue
 from service.routes import ROUTERS
 from service.settings import ServiceSettings
-from service.shelf import Shelf
 from service.sweeper import Sweeper
-from storage.artifacts import ArtifactStore
+from storage.access import Access
 from storage.catalogue import Catalogue
 
 
@@ -25,7 +26,10 @@ def build() -> FastAPI:
     """The application as the environment describes it; a factory for uvicorn."""
     settings = ServiceSettings()
     settings.data_root.mkdir(parents=True, exist_ok=True)
-    return create_app(settings, Catalogue.open(settings.catalogue_url), CeleryQueue(settings.broker))
+    catalogue = Catalogue.open(settings.catalogue_url)
+    if settings.authentication:
+        keep_first_key(settings, Access(catalogue.database))
+    return create_app(settings, catalogue, CeleryQueue(settings.broker))
 
 
 def create_app(settings: ServiceSettings, catalogue: Catalogue, queue: JobQueue) -> FastAPI:
@@ -41,16 +45,12 @@ def create_app(settings: ServiceSettings, catalogue: Catalogue, queue: JobQueue)
         separate_input_output_schemas=False,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.state.services = Services(
-        settings=settings,
-        catalogue=catalogue,
-        queue=queue,
-        artifacts=ArtifactStore(settings.data_root / "artifacts"),
-        shelf=Shelf(settings.data_root),
-    )
+    parts = Services.of(settings, catalogue, queue)
+    app.state.services = parts
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)
+    app.add_middleware(Auditing, audit=parts.audit, reads_s=settings.audit_reads_s)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.allowed_hosts, www_redirect=False)
     app.add_middleware(VolumeCors, origins=settings.zarr_origins)
     app.add_middleware(Edge)

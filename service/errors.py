@@ -46,6 +46,8 @@ MEANINGS: dict[str, Meaning] = {
     "job-not-found": Meaning(404, "There is no such job"),
     "artifact-not-found": Meaning(404, "There is no such artifact"),
     "key-not-found": Meaning(404, "The volume has no such object"),
+    "project-not-found": Meaning(404, "There is no such project"),
+    "access-key-not-found": Meaning(404, "There is no such API key"),
     "method-not-allowed": Meaning(405, "This method is not offered here"),
     "conflict": Meaning(409, "Not possible in the present state"),
     "volume-not-ready": Meaning(409, "The volume is not ready"),
@@ -66,6 +68,14 @@ MEANINGS: dict[str, Meaning] = {
     "invalid-scan": Meaning(422, "The scan is damaged or inconsistent"),
     "scan-error": Meaning(422, "The scan cannot be read"),
     "unsafe-archive": Meaning(400, "The archive is not safe to unpack"),
+    "idempotency-key-reused": Meaning(422, "The Idempotency-Key came with another request before"),
+    # access
+    "no-credentials": Meaning(401, "The request does not say who sends it"),
+    "bad-credentials": Meaning(401, "The credentials are not valid"),
+    "missing-scope": Meaning(403, "The key may not do this"),
+    "unknown-scope": Meaning(422, "There is no such scope"),
+    "too-many-requests": Meaning(429, "Too many requests"),
+    "quota-exceeded": Meaning(429, "The project's quota is used up"),
     # jobs
     "invalid-shape": Meaning(422, "The method cannot take this shape"),
     "invalid-config": Meaning(422, "The method cannot take this setting"),
@@ -90,8 +100,6 @@ MEANINGS: dict[str, Meaning] = {
     "internal-error": Meaning(500, "The service failed"),
     # operations
     "catalogue-unavailable": Meaning(503, "The catalogue does not answer"),
-    "idempotency-key-reused": Meaning(422, "The Idempotency-Key came with another request before"),
-    "quota-exceeded": Meaning(429, "The project's quota is used up"),
     "catalogue-too-new": Meaning(503, "The catalogue is of a later release"),
     "not-ready": Meaning(503, "The service is not ready"),
     "storage-full": Meaning(507, "The disk is full"),

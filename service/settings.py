@@ -20,3 +20,16 @@ class ServiceSettings(StorageSettings):
         ("*",), description="names in the Host header that are answered; the embedded stack sets its own"
     )
     zarr_origins: tuple[str, ...] = Field((), description="other origins whose pages may read volumes (CORS)")
+    authentication: bool = Field(
+        True, description="false: whoever reaches the service may do everything in the project default"
+    )
+    oidc_issuer: str | None = Field(None, description="issuer of OpenID Connect tokens that are taken")
+    oidc_audience: str | None = Field(None, description="audience that such a token must name")
+    oidc_jwks_url: str | None = Field(None, description="where the issuer's keys are (JSON Web Key Set)")
+    oidc_project_claim: str = Field("tomotrain_project", description="claim that names the project")
+    session_s: float = Field(12 * 3600.0, gt=0, description="how long a browser stays signed in")
+    requests_per_s: float = Field(200.0, gt=0, description="requests of one key, on the whole")
+    requests_at_once: int = Field(2000, gt=0, description="requests of one key in a burst")
+    audit_reads_s: float = Field(
+        900.0, ge=0, description="further reads of one scan by the same key within this time are one record"
+    )

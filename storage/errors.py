@@ -12,12 +12,15 @@
     │   ├── MissingVolume
     │   ├── MissingJob
     │   ├── MissingArtifact
-    │   └── MissingKey               no such object in a volume's store
+    │   ├── MissingKey               no such object in a volume's store
+    │   ├── MissingProject
+    │   └── MissingAccessKey
     ├── Conflict
     │   ├── VolumeNotReady
     │   ├── JobNotFinished
     │   ├── JobFailed
     │   └── KeyReused                an Idempotency-Key that came with another body before
+    ├── UnknownScope                 no key can have a scope of this name
     ├── QuotaExceeded                a project has as many open jobs, or bytes, as it may have
     ├── FaultyInput
     │   ├── InvalidParameters        a job's parameters do not fit its kind's schema
@@ -165,6 +168,28 @@ class MissingKey(NotFound):
         self.key = key
 
 
+class MissingProject(NotFound):
+    """No project has this id."""
+
+    code = "project-not-found"
+
+    def __init__(self, project_id: str) -> None:
+        super().__init__(
+            f"there is no project {project_id!r}; make it by `tomotrain keys project {project_id}`"
+        )
+        self.project_id = project_id
+
+
+class MissingAccessKey(NotFound):
+    """No API key has this id."""
+
+    code = "access-key-not-found"
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"there is no API key {key_id!r}; `tomotrain keys list` shows those that there are")
+        self.key_id = key_id
+
+
 class Conflict(StorageError):
     """The thing exists, but is not in the state that the request needs."""
 
@@ -214,6 +239,16 @@ class KeyReused(Conflict):
             "request, and the same one only to send the same request again"
         )
         self.key = key
+
+
+class UnknownScope(StorageError):
+    """No key can have a scope of this name."""
+
+    code = "unknown-scope"
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(f"there is no scope {name!r}; there are {', '.join(known)}")
+        self.name = name
 
 
 class QuotaExceeded(StorageError):

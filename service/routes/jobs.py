@@ -18,27 +18,42 @@ from service.conditional import (
     page,
     strong_etag,
 )
-from service.deps import FoundJob, Parts, Services, found_volume
+from service.deps import FoundJob, Known, Parts, Services, found_volume, needs
 from service.errors import ApiError, plain
+from service.identity import Principal
 from service.parameters import checked
 from service.schemas import PROBLEMS, JobPage, JobRequest, JobView, job_view
+from storage.access import Scope
 from storage.errors import JobFailed, JobNotFinished, MissingArtifact, UnknownKind
 from storage.jobs import Artifact, Job, JobKind, JobState
 
 _MAX_BODY_BYTES = 4 << 20
 """A cohort of 8,000 rows with a dozen covariates each."""
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS)
+router = APIRouter(
+    prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS, dependencies=[needs(Scope.JOBS_READ)]
+)
+_WRITING = [needs(Scope.JOBS_WRITE)]
 
 
-@router.post("", status_code=202, response_model=JobView, max_body_size=_MAX_BODY_BYTES)
-def submit(wanted: JobRequest, background: BackgroundTasks, parts: Parts) -> Response:
+@router.post(
+    "", status_code=202, response_model=JobView, max_body_size=_MAX_BODY_BYTES, dependencies=_WRITING
+)
+def submit(
+    request: Request, wanted: JobRequest, background: BackgroundTasks, parts: Parts, who: Known
+) -> Response:
     """Have a job done. On a volume that is still being read it waits until that is `ready`."""
     kind = _offered(parts, wanted.kind)
     if kind.needs_volume:
-        _check_volume(parts, wanted.volume_id)
+        _check_volume(parts, wanted.volume_id, who)
     parameters = checked(wanted.parameters, kind.parameters_schema)
-    job = parts.catalogue.submit(kind.name, parameters, volume_id=wanted.volume_id, labels=wanted.labels)
+    job = parts.catalogue.submit(
+        kind.name,
+        parameters,
+        volume_id=wanted.volume_id,
+        labels=wanted.labels,
+        sender=who.sender(request),
+    )
     if job.state is JobState.QUEUED:
         background.add_task(parts.ring, job)
     return _accepted(job, 202, background)
@@ -52,12 +67,12 @@ def _offered(parts: Services, name: str) -> JobKind:
     return kind
 
 
-def _check_volume(parts: Services, volume_id: str | None) -> None:
+def _check_volume(parts: Services, volume_id: str | None, who: Principal) -> None:
     """Refuse a job on no volume, or on one that does not exist."""
     if volume_id is None:
         detail = "volume_id: this kind of job needs the id of a volume"
         raise ApiError("invalid-request", detail, errors=[("/volume_id", "needed")])
-    found_volume(volume_id, parts)
+    found_volume(volume_id, parts, who)
 
 
 def _accepted(job: Job, status: int, background: BackgroundTasks | None = None) -> Response:
@@ -75,6 +90,7 @@ def _etag(job: Job, *, brief: bool = False) -> str:
 def list_jobs(
     request: Request,
     parts: Parts,
+    who: Known,
     state: JobState | None = None,
     kind: Annotated[str | None, Query(max_length=100)] = None,
     volume_id: Annotated[str | None, Query(max_length=100)] = None,
@@ -83,7 +99,12 @@ def list_jobs(
 ) -> Response:
     """The jobs, newest first; parameters that are long lists are left out."""
     rows = parts.catalogue.jobs(
-        state=state, kind=kind, volume_id=volume_id, limit=page_size + 1, before=decode_token(page_token)
+        project_id=who.project_id,
+        state=state,
+        kind=kind,
+        volume_id=volume_id,
+        limit=page_size + 1,
+        before=decode_token(page_token),
     )
     shown, token = page(rows, page_size)
     document = JobPage(jobs=[job_view(row, brief=True) for row in shown], next_page_token=token)
@@ -146,7 +167,9 @@ def _digests(request: Request, artifact: Artifact) -> dict[str, str]:
     return {"Repr-Digest": value, **({"Content-Digest": value} if whole else {})}
 
 
-@router.post("/{job_id}/cancel", response_model=JobView, responses={202: {"model": JobView}})
+@router.post(
+    "/{job_id}/cancel", response_model=JobView, responses={202: {"model": JobView}}, dependencies=_WRITING
+)
 def cancel(job: FoundJob, parts: Parts) -> Response:
     """Ask for the job to stop: 202 while it is stopping, 200 when it has ended (also before)."""
     after = job if job.state.terminal else parts.catalogue.request_cancel(job.id)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from service.conditional import json_answer
-from service.deps import Parts
+from service.deps import Parts, needs
 from service.schemas import PROBLEMS, KindList, kind_view
+from storage.access import Scope
 
-router = APIRouter(prefix="/v1/kinds", tags=["jobs"], responses=PROBLEMS)
+router = APIRouter(
+    prefix="/v1/kinds", tags=["jobs"], responses=PROBLEMS, dependencies=[needs(Scope.JOBS_READ)]
+)
 
 
 @router.get("", response_model=KindList)

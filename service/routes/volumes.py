@@ -23,11 +23,13 @@ from service.conditional import (
     strong_etag,
     unchanged,
 )
-from service.deps import FoundVolume, Parts, ReadyVolume, Services
+from service.deps import FoundVolume, Known, Parts, ReadyVolume, Services, needs
 from service.errors import ApiError
+from service.identity import Principal
 from service.intake import announced_sha256, check_announced_size, receive, scan_name
 from service.schemas import PROBLEMS, Accepted, VolumePage, VolumeView, job_view, volume_view
 from service.slices import Window, png
+from storage.access import Scope
 from storage.ids import new_id
 from storage.jobs import Job
 from storage.readers import identify
@@ -37,7 +39,9 @@ from storage.tidy import upload_path
 from storage.uploads import Upload
 from storage.volume import Volume
 
-router = APIRouter(prefix="/v1/volumes", tags=["volumes"], responses=PROBLEMS)
+router = APIRouter(
+    prefix="/v1/volumes", tags=["volumes"], responses=PROBLEMS, dependencies=[needs(Scope.VOLUMES_READ)]
+)
 
 Axis = Literal["z", "y", "x"]
 _SCAN_BODY = {
@@ -53,11 +57,18 @@ _MOST_PIXELS = 1 << 26
 _KEPT = {"Cache-Control": "private, max-age=3600"}
 
 
-@router.post("", status_code=202, response_model=Accepted, openapi_extra=_SCAN_BODY)
+@router.post(
+    "",
+    status_code=202,
+    response_model=Accepted,
+    openapi_extra=_SCAN_BODY,
+    dependencies=[needs(Scope.VOLUMES_WRITE)],
+)
 async def send_scan(
     request: Request,
     background: BackgroundTasks,
     parts: Parts,
+    who: Known,
     name: Annotated[str | None, Query(description="what to call the scan", max_length=400)] = None,
 ) -> Response:
     """Send a scan as the request's body. Its content is looked at; an `ingest` job reads it.
@@ -71,7 +82,7 @@ async def send_scan(
     volume_id = new_id("vol")
     upload = Upload(upload_path(parts.settings.data_root, volume_id).parent, volume_id, limit)
     received = await receive(request, upload)
-    volume, job = await run_in_threadpool(_accept, parts, received, called)
+    volume, job = await run_in_threadpool(_accept, parts, received, called, who)
     background.add_task(parts.ring, job)
     return JSONResponse(
         Accepted(volume=volume_view(volume), job=job_view(job)).model_dump(mode="json"),
@@ -81,11 +92,17 @@ async def send_scan(
     )
 
 
-def _accept(parts: Services, received: Received, name: str) -> tuple[VolumeRecord, Job]:
+def _accept(parts: Services, received: Received, name: str, who: Principal) -> tuple[VolumeRecord, Job]:
     """Look at an upload's content and enter it in the catalogue; it is removed when that fails."""
     try:
         scan_format = identify(received.path, Limits())
-        return parts.catalogue.create_volume(received, name=name, scan_format=scan_format)
+        return parts.catalogue.create_volume(
+            received,
+            name=name,
+            scan_format=scan_format,
+            project_id=who.project_id,
+            submitted_by=who.name,
+        )
     except BaseException:
         received.path.unlink(missing_ok=True)
         raise
@@ -95,6 +112,7 @@ def _accept(parts: Services, received: Received, name: str) -> tuple[VolumeRecor
 def list_volumes(
     request: Request,
     parts: Parts,
+    who: Known,
     sha256: Annotated[
         str | None, Query(pattern="^[0-9a-f]{64}$", description="only those that were sent as these bytes")
     ] = None,
@@ -102,7 +120,9 @@ def list_volumes(
     page_token: PageToken = None,
 ) -> Response:
     """The volumes, newest first."""
-    rows = parts.catalogue.volumes(sha256=sha256, limit=page_size + 1, before=decode_token(page_token))
+    rows = parts.catalogue.volumes(
+        project_id=who.project_id, sha256=sha256, limit=page_size + 1, before=decode_token(page_token)
+    )
     shown, token = page(rows, page_size)
     document = VolumePage(volumes=[volume_view(row) for row in shown], next_page_token=token)
     return json_answer(request, document, headers=next_link(request, token))

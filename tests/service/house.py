@@ -159,6 +159,7 @@ def open_house(root: Path, **settings: Any) -> Iterator[House]:
             "data_root": root,
             "max_upload_bytes": 1 << 20,
             "sweep_every_s": 3600,
+            "authentication": False,
             "zarr_origins": ("https://viewer.example",),
             **settings,
         }
