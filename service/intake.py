@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 
 from service.errors import ApiError
 from storage.errors import ScanTooLarge
+from storage.naming import without_identity
 from storage.records import Received
 from storage.uploads import Upload
 
@@ -24,18 +25,31 @@ _SHA256 = re.compile(r"(?:^|,)\s*sha-256\s*=\s*([^,;\s]+)", re.IGNORECASE)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, also those that turn the direction of writing, and halves of surrogate pairs."""
 _NAME_LENGTH = 200
+_NAMELESS = "scan"
 _CHARSETS = ("utf-8", "iso-8859-1")
 """Of names in headers (RFC 8187). Python would run any codec that a client names, even failing ones."""
 
 
 def scan_name(given: str | None, headers: Headers) -> str:
-    """What the scan is called: `?name=`, else Content-Disposition's file name (RFC 6266), else "scan".
+    """What the scan is called: `?name=`, else what may be kept of Content-Disposition's file name (RFC 6266).
 
-    Only the last part of a path is kept, and nothing unprintable.
+    `?name=` is a label that the sender chose; only the last part of a path is kept, and nothing unprintable.
     """
-    name = given or _disposition_name(headers.get("content-disposition", ""))
-    last = PurePosixPath(_UNPRINTABLE.sub("", name).replace("\\", "/")).name
-    return last.strip()[:_NAME_LENGTH] or "scan"
+    if given:
+        return _last_part(given)[:_NAME_LENGTH] or _NAMELESS
+    return kept_file_name(_disposition_name(headers.get("content-disposition", "")))
+
+
+def kept_file_name(name: str) -> str:
+    """A file's name where it says nothing of a person, as `slice_1.dcm`; else `scan` with its ending.
+
+    Names of files come along without anybody's having chosen to send them, and often name the patient.
+    """
+    return without_identity(_last_part(name)[-_NAME_LENGTH:], _NAMELESS) or _NAMELESS
+
+
+def _last_part(path: str) -> str:
+    return PurePosixPath(_UNPRINTABLE.sub("", path).replace("\\", "/")).name.strip()
 
 
 def _disposition_name(header: str) -> str:

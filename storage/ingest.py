@@ -70,6 +70,8 @@ def _ingest(scan: Scan, destination: Path, report: Report) -> StoredVolume:
         gaps = create_gaps(group, axis_names(header.frames))
         for slab in damaged:
             _replace_non_finite(finest, gaps, slab, moments.minimum)
+    if header.instances is not None:
+        header.instances.write(destination)
     levels = plan_levels(header.grid)
     build_pyramid(group, levels, lambda done, total: report(Progress("pyramid", done, total, "shards")))
     report(Progress("manifest"))

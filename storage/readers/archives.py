@@ -20,10 +20,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Self, cast
 
 from storage.errors import InvalidScan, ScanTooLarge, UnsafeArchive, UnsupportedScan
+from storage.naming import masked, told
 from storage.readers.base import Limits
 
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
@@ -34,6 +36,7 @@ DIRECTORY_BYTES_PER_ENTRY = 512
 SPOOL_BYTES = 32 << 20
 """An entry up to this size is unpacked into memory, a larger one into an unnamed temporary file."""
 READ_BYTES = 1 << 20
+THE_UPLOAD = "the upload"
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,13 @@ class Member:
 
     name: str
     size: int
+    place: int = 1
+    """The first file of the upload has 1: in the order of the archive, or of a folder's names."""
+
+    @property
+    def told(self) -> str:
+        """How to speak of it: names of files may identify a patient."""
+        return told(self.name, self.place) if self.name != THE_UPLOAD else THE_UPLOAD
 
 
 class Tree(ABC):
@@ -80,7 +90,7 @@ class SingleFile(Tree):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.members = (Member("the upload", path.stat().st_size),)
+        self.members = (Member(THE_UPLOAD, path.stat().st_size),)
 
     def open(self, member: Member) -> BinaryIO:
         """See `Tree.open`."""
@@ -98,7 +108,8 @@ class Folder(Tree):
         self._root = path
         files = _regular_files(path, limits)
         self.members = tuple(
-            Member(file.relative_to(self._root).as_posix(), file.stat().st_size) for file in files
+            Member(file.relative_to(self._root).as_posix(), file.stat().st_size, place)
+            for place, file in enumerate(files, 1)
         )
 
     def open(self, member: Member) -> BinaryIO:
@@ -116,7 +127,10 @@ class Archive(Tree):
     def __init__(self, path: Path, limits: Limits) -> None:
         self._zip = open_zip(path, limits)
         self._entries = {info.filename: info for info in self._zip.infolist() if not info.is_dir()}
-        self.members = tuple(Member(info.filename, info.file_size) for info in self._entries.values())
+        self.members = tuple(
+            Member(info.filename, info.file_size, place)
+            for place, info in enumerate(self._entries.values(), 1)
+        )
 
     def open(self, member: Member) -> BinaryIO:
         """See `Tree.open`: the entry is unpacked into memory or an unnamed temporary file."""
@@ -217,8 +231,9 @@ def check_archive(entries: list[zipfile.ZipInfo], archive_bytes: int, limits: Li
     """Judge an archive by its central directory. See the module's docstring."""
     if len(entries) > limits.members:
         raise InvalidScan(f"the archive has {len(entries)} entries; at most {limits.members} are read")
-    for entry in entries:
-        _check_entry(entry, limits)
+    places = accumulate(int(not entry.is_dir()) for entry in entries)
+    for place, entry in zip(places, entries, strict=True):
+        _check_entry(entry, told(entry.filename, place), limits)
     if len({entry.filename for entry in entries}) < len(entries):
         raise InvalidScan("two entries of the archive have the same name; pack it again")
     declared = sum(entry.file_size for entry in entries)
@@ -239,35 +254,37 @@ def check_inside(name: str) -> None:
     elif ".." in PurePosixPath(name).parts:
         reason = "it climbs out with '..'"
     if reason:
-        raise UnsafeArchive(name, reason)
+        raise UnsafeArchive(masked(name), reason)
 
 
 @contextmanager
 def damage_named(member: Member) -> Iterator[None]:
-    """Turn what reading a damaged entry raises into InvalidScan with its name."""
+    """Turn what reading a damaged entry raises into InvalidScan that tells which. `zipfile` quotes names."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise InvalidScan(f"archive entry {member.name!r} is damaged: {error}") from error
+    except zipfile.BadZipFile:
+        raise InvalidScan(f"{member.told} is damaged: not what the archive says of it") from None
+    except (zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise InvalidScan(f"{member.told} is damaged in the archive ({type(error).__name__})") from None
     except OSError as error:
         if error.errno is not None:
             raise
-        raise InvalidScan(f"archive entry {member.name!r} is damaged: {error}") from error
+        raise InvalidScan(f"{member.told} is damaged in the archive") from None
 
 
-def _check_entry(entry: zipfile.ZipInfo, limits: Limits) -> None:
+def _check_entry(entry: zipfile.ZipInfo, name: str, limits: Limits) -> None:
     check_inside(entry.orig_filename)
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind == stat.S_IFLNK:
-        raise UnsafeArchive(entry.filename, "it is a symbolic link")
+        raise UnsafeArchive(masked(entry.filename), "it is a symbolic link")
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise UnsafeArchive(entry.filename, "it is neither a file nor a folder")
+        raise UnsafeArchive(masked(entry.filename), "it is neither a file nor a folder")
     if entry.flag_bits & 0x41:
         raise InvalidScan("the archive is encrypted; send it without a password")
     if entry.compress_type not in PACKINGS:
-        raise InvalidScan(f"archive entry {entry.filename!r} is neither stored nor deflated; pack it again")
+        raise InvalidScan(f"archive entry {name} is neither stored nor deflated; pack it again")
     if entry.file_size > limits.member_bytes:
-        raise ScanTooLarge(f"archive entry {entry.filename!r}", entry.file_size, limits.member_bytes)
+        raise ScanTooLarge(f"archive entry {name}", entry.file_size, limits.member_bytes)
 
 
 def _check_overlap(entries: list[zipfile.ZipInfo], archive_bytes: int) -> None:
@@ -278,7 +295,7 @@ def _check_overlap(entries: list[zipfile.ZipInfo], archive_bytes: int) -> None:
     end = 0
     for entry in sorted(entries, key=lambda each: each.header_offset):
         if entry.header_offset < end:
-            raise InvalidScan(f"archive entry {entry.filename!r} overlaps another; pack the archive again")
+            raise InvalidScan("an entry of the archive overlaps another; pack it again")
         end = entry.header_offset + LOCAL_HEADER_BYTES + entry.compress_size
 
 
@@ -287,11 +304,11 @@ def _regular_files(root: Path, limits: Limits) -> list[Path]:
     files = []
     for path in sorted(root.rglob("*")):
         if path.is_symlink():
-            raise UnsafeArchive(path.relative_to(root).as_posix(), "it is a symbolic link")
+            raise UnsafeArchive(masked(path.relative_to(root).as_posix()), "it is a symbolic link")
         if path.is_file():
             files.append(path)
         elif not path.is_dir():
-            raise UnsupportedScan(f"{path.relative_to(root).as_posix()!r} is not a regular file")
+            raise UnsupportedScan(f"{masked(path.relative_to(root).as_posix())!r} is not a regular file")
         if len(files) > limits.members:
             raise InvalidScan(f"the folder has more than {limits.members} files; at most that many are read")
     return files

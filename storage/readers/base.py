@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.dicom_uids import SentInstances
 from storage.grid import Frames, VoxelGrid
 
 __all__ = ["Frames", "Limits", "Reader", "Scan", "ScanHeader", "Slab", "Voxels"]
@@ -40,7 +41,8 @@ class ScanHeader:
     """All that is known of a scan before its voxels are read.
 
     `dtype` is that of the values delivered, after rescaling. `metadata` holds only attributes from an
-    allow-list (never a patient's name or dates).
+    allow-list (never a patient's name or dates), and no UID but a replaced one; `instances` those of DICOM
+    planes.
     """
 
     format: str
@@ -48,6 +50,7 @@ class ScanHeader:
     dtype: np.dtype[Any]
     frames: Frames | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    instances: SentInstances | None = None
 
 
 class Slab(NamedTuple):

@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from storage.dicom_uids import NewUid, SentInstances, replaced
 from storage.errors import InvalidScan, UnsupportedScan
 from storage.readers.archives import Member, Tree, is_zip, open_tree
 from storage.readers.base import Frames, Limits, ScanHeader, Slab, Voxels
@@ -31,10 +33,13 @@ COLOUR = 3
 
 
 class DicomReader:
-    """DICOM files, folders and zip archives."""
+    """DICOM files, folders and zip archives. `new_uid` replaces UIDs; without it none is kept."""
 
     name = "dicom"
     accepts = "DICOM with the DICM marker of Part 10 (a file, a folder, or a zip of a series)"
+
+    def __init__(self, new_uid: NewUid | None = None) -> None:
+        self._new_uid = new_uid
 
     def recognises(self, path: Path) -> bool:
         """Whether it is a PS3.10 file, or a folder or archive, which may hold such files."""
@@ -50,6 +55,8 @@ class DicomReader:
             planes, warnings = _read_series(tree, limits)
             arranged = arrange(planes)
             header = _header(self.name, arranged)
+            if self._new_uid is not None:
+                header = _with_uids(header, arranged, self._new_uid)
             frames = header.frames.count if header.frames else 1
             check_size(header.grid.shape, frames, header.dtype.itemsize, limits)
             notes = [*warnings, *arranged.warnings, *_notes(planes)]
@@ -98,14 +105,14 @@ def _read_series(tree: Tree, limits: Limits) -> tuple[list[Plane], list[str]]:
     warnings, planes, other, documents = [], [], [], []
     for member in tree.members:
         if not is_dicom(tree.read(member, PREAMBLE_BYTES + 4)):
-            other.append(member.name)
+            other.append(member.told)
             continue
         found = read_planes(tree, member, limits)
         planes += found
         if len(planes) > limits.members:
             raise InvalidScan(f"the upload has more than {limits.members} slices; at most that many are read")
         if not found:
-            documents.append(member.name)
+            documents.append(member.told)
     if not planes:
         raise _nothing_found(tree, documents)
     if other:
@@ -137,7 +144,7 @@ def _check_one_series(planes: list[Plane]) -> None:
     if len(series) > 1:
         lines = [
             f"{group[0].instance.modality}, {len(group)} slices of {group[0].size[0]} x {group[0].size[1]}, "
-            f"such as {group[0].instance.member.name!r}"
+            f"such as {group[0].instance.member.told}"
             for group in series.values()
         ]
         raise InvalidScan(f"{len(series)} series in one upload, send one of them: {'; '.join(lines)}")
@@ -155,9 +162,7 @@ def _without_duplicates(tree: Tree, planes: list[Plane]) -> tuple[list[Plane], i
         if kept == instance.member:
             continue
         if _digest(tree, kept) != _digest(tree, instance.member):
-            raise InvalidScan(
-                f"{kept.name!r} and {instance.member.name!r} have one SOP Instance UID but differ"
-            )
+            raise InvalidScan(f"{kept.told} and {instance.member.told} have one SOP Instance UID but differ")
         copies.add(instance.member.name)
     return [plane for plane in planes if plane.instance.member.name not in copies], len(copies)
 
@@ -178,7 +183,22 @@ def _header(name: str, arranged: Stack) -> ScanHeader:
             raise InvalidScan(f"more than 4 dimensions: {frames.count} frames of colour pictures")
         frames = Frames("c", COLOUR)
     metadata = {**first.metadata, **arranged.metadata}
+    if any(_is_marked(plane, "BurnedInAnnotation") for frame in arranged.planes for plane in frame):
+        metadata["BurnedInAnnotation"] = "YES"
     return ScanHeader(name, arranged.grid, _dtype(arranged), frames, metadata)
+
+
+def _with_uids(header: ScanHeader, arranged: Stack, new_uid: NewUid) -> ScanHeader:
+    """The header with replaced UIDs: of study, series, frame of reference, and each plane's instance."""
+    first = arranged.planes[0][0].instance
+    sent = {
+        "StudyInstanceUID": first.study,
+        "SeriesInstanceUID": first.series,
+        "FrameOfReferenceUID": first.frame_of_reference,
+    }
+    metadata = {**header.metadata, **{name: new_uid(uid) for name, uid in sent.items() if uid}}
+    uids = [[plane.instance.uid for plane in frame] for frame in arranged.planes]
+    return replace(header, metadata=metadata, instances=SentInstances(replaced(new_uid, uids)))
 
 
 def _dtype(arranged: Stack) -> np.dtype[Any]:
@@ -207,15 +227,24 @@ def _notes(planes: list[Plane]) -> list[str]:
         notes.append("MONOCHROME1: low values are meant to be shown bright; values are as stored")
     if "PALETTE COLOR" in photometric:
         notes.append("palette colour: values are indices into a palette, not intensities")
+    if any(_is_marked(plane, "BurnedInAnnotation") for plane in planes):
+        notes.append(
+            "the header says that text is burned into the picture (BurnedInAnnotation): it may name the "
+            "patient, and is kept as it is"
+        )
     if any(plane.tile is not None for plane in planes):
         notes.append("Siemens mosaic: each picture was cut into its slices")
     extra = [plane for plane in planes if _padding(plane) > 1 and plane.frame == 0 and not plane.tile]
     if extra:
         notes.append(
             f"{len(extra)} files hold more bytes than their pixels need, such as "
-            f"{extra[0].instance.member.name!r}; those bytes were ignored"
+            f"{extra[0].instance.member.told}; those bytes were ignored"
         )
     return notes
+
+
+def _is_marked(plane: Plane, keyword: str) -> bool:
+    return bool(plane.instance.metadata.get(keyword) == "YES")
 
 
 def _padding(plane: Plane) -> int:

@@ -68,7 +68,7 @@ def _check_sizes(planes: Sequence[Plane]) -> None:
     usual = sizes.most_common(1)[0][0]
     odd = next(plane for plane in planes if plane.size != usual)
     raise InvalidScan(
-        f"slice {odd.name!r} has {odd.size[0]} x {odd.size[1]} pixels among slices of {usual[0]} x {usual[1]}"
+        f"slice {odd.name} has {odd.size[0]} x {odd.size[1]} pixels among slices of {usual[0]} x {usual[1]}"
     )
 
 
@@ -88,7 +88,7 @@ def _normal(planes: Sequence[Plane]) -> NDArray[np.float64]:
     if turned.any():
         odd = planes[int(np.argmax(turned))]
         raise InvalidScan(
-            f"slices are not parallel: {odd.name!r} and {first.name!r} differ; send one stack at a time"
+            f"slices are not parallel: {odd.name} and {first.name} differ; send one stack at a time"
         )
     spacings = np.array([plane.spacing for plane in planes])
     if (spacings <= 0).any() or not np.allclose(spacings, spacings[0], rtol=1e-3, atol=0):
@@ -126,7 +126,7 @@ def _split_frames(groups: list[list[Plane]]) -> tuple[list[list[Plane]], Frames 
         odd = [group for group in groups if len(group) != usual]
         raise InvalidScan(
             f"{len(odd)} of {len(groups)} positions have {len(odd[0])} different slices, the others {usual} "
-            f"(ambiguous, or an incomplete 4-D series), such as {odd[0][0].name!r}"
+            f"(ambiguous, or an incomplete 4-D series), such as {odd[0][0].name}"
         )
     count = len(groups[0])
     ordered = [sorted(group, key=_frame_key) for group in groups]
@@ -135,7 +135,7 @@ def _split_frames(groups: list[list[Plane]]) -> tuple[list[list[Plane]], Frames 
     for group in ordered:
         if len({_frame_key(plane) for plane in group}) < count:
             raise InvalidScan(
-                f"each position has {count} slices that nothing tells apart, such as {group[0].name!r}"
+                f"each position has {count} slices that nothing tells apart, such as {group[0].name}"
             )
     axis, warnings = _frame_axis(ordered)
     step = ordered[0][0].instance.step_s if axis == "t" else None
@@ -216,5 +216,5 @@ def _check_gaps(planes: list[Plane], gaps: NDArray[np.float64]) -> None:
         where = int(np.argmax(missing))
         raise InvalidScan(
             f"a slice is missing: a gap of {gaps[where]:g} mm among gaps of {median:g} mm, between "
-            f"{planes[where].name!r} and {planes[where + 1].name!r}; send the whole series"
+            f"{planes[where].name} and {planes[where + 1].name}; send the whole series"
         )

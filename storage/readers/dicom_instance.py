@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import re
 import struct
 import tempfile
 import warnings
@@ -36,15 +37,6 @@ ELEMENT_BYTES = 64 << 20
 """Longest single header element that is read."""
 HEADER_BYTES = 256 << 20
 """Longest header that is read."""
-KEPT = (
-    "Modality", "Manufacturer", "ManufacturerModelName", "MagneticFieldStrength", "ScanningSequence",
-    "SequenceVariant", "MRAcquisitionType", "RepetitionTime", "EchoTime", "InversionTime", "FlipAngle",
-    "TemporalResolution", "NumberOfTemporalPositions", "SliceThickness", "SpacingBetweenSlices",
-    "PixelSpacing", "ImagerPixelSpacing", "GantryDetectorTilt", "KVP", "XRayTubeCurrent", "Exposure",
-    "ConvolutionKernel", "ReconstructionDiameter", "BodyPartExamined", "PatientPosition",
-    "PhotometricInterpretation", "Units", "RescaleType", "BitsStored",
-)  # fmt: skip
-"""The attributes that may be kept: technique and geometry. No names, dates, identifiers or free text."""
 Vector = tuple[float, ...]
 
 
@@ -121,19 +113,25 @@ class Plane:
         """How to speak of this slice to the one who sent it."""
         frames = self.instance.pixels.frames
         return (
-            self.instance.member.name
+            self.instance.member.told
             if frames == 1
-            else f"{self.instance.member.name}, frame {self.frame + 1}"
+            else f"{self.instance.member.told}, frame {self.frame + 1}"
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Instance:
-    """One file with pixels. `number` is InstanceNumber; `uid` and `series` identify and are never kept."""
+    """One file with pixels. `number` is InstanceNumber.
+
+    `uid`, `series`, `study` and `frame_of_reference` identify, and are kept only as they are replaced
+    (storage/dicom_uids.py).
+    """
 
     member: Member
     uid: str
     series: str
+    study: str
+    frame_of_reference: str
     number: int
     modality: str
     pixels: PixelLayout
@@ -163,7 +161,7 @@ def read_header(tree: Tree, member: Member, limits: Limits) -> tuple[Any, PixelL
         if found is None:
             if bounded.short or "Rows" in dataset:
                 cause = "it is truncated" if bounded.short else "it has no pixel data"
-                raise InvalidScan(f"{member.name!r} cannot be used: {cause}; send the whole file")
+                raise InvalidScan(f"{member.told} cannot be used: {cause}; send the whole file")
             return None
         return dataset, _layout(dataset, syntax, member, found, limits)
 
@@ -189,8 +187,8 @@ def decoder_errors(member: Member) -> Iterator[None]:
     """Turn whatever pydicom and its plugins make of hostile bytes into InvalidScan with the file's name.
 
     A panic of a plugin written in Rust is no `Exception`; an OSError without a number is not the system's,
-    but pydicom's own word for bytes that break off. pydicom's log is silenced meanwhile: it quotes values
-    that it does not like, and they may identify a patient.
+    but pydicom's own word for bytes that break off. Errors and logs of pydicom quote values that it does not
+    like, and they may identify a patient: neither is told, nor chained to what is raised.
     """
     logger = logging.getLogger("pydicom")
     disabled, logger.disabled = logger.disabled, True
@@ -205,9 +203,19 @@ def decoder_errors(member: Member) -> Iterator[None]:
             raise
         if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
             raise
-        raise InvalidScan(f"{member.name!r} is damaged: {type(error).__name__}: {error}") from error
+        raise InvalidScan(f"{member.told} is damaged: {_without_values(error)}") from None
     finally:
         logger.disabled = disabled
+
+
+def _without_values(error: BaseException) -> str:
+    """An error's kind, and what it was about: an attribute's name, or the function that raised it."""
+    if isinstance(error, AttributeError) and error.name:
+        return f"it has no {error.name}"
+    trace, kind = error.__traceback__, type(error).__name__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return kind if trace is None else f"{kind} in {trace.tb_frame.f_code.co_qualname}"
 
 
 def modality_lut(dataset: Any) -> ModalityLut | None:
@@ -230,12 +238,6 @@ def modality_lut(dataset: Any) -> ModalityLut | None:
     return ModalityLut(first, entries)
 
 
-def kept_metadata(dataset: Any) -> dict[str, Any]:
-    """The attributes of the allow-list that the data set has, as JSON values."""
-    values = {keyword: _plain(dataset.get(keyword)) for keyword in KEPT}
-    return {keyword: value for keyword, value in values.items() if value not in (None, "", [])}
-
-
 def numbers(value: Any, count: int) -> Vector | None:
     """`count` finite floats, or None where the attribute is absent. Raises InvalidScan for anything else."""
     if value is None or value == "":
@@ -244,20 +246,6 @@ def numbers(value: Any, count: int) -> Vector | None:
     if len(found) != count or not all(math.isfinite(each) for each in found):
         raise InvalidScan(f"geometry attribute has the value {found}; {count} finite numbers are needed")
     return found
-
-
-def _plain(value: Any) -> Any:
-    """A JSON value: text, a number (None where it is not finite), or a list of these."""
-    if value is None or isinstance(value, bytes):
-        return None
-    if isinstance(value, str):
-        return str(value)
-    if hasattr(value, "__iter__"):
-        return [_plain(each) for each in value]
-    number = float(value)
-    if not math.isfinite(number):
-        return None
-    return int(number) if number.is_integer() else number
 
 
 class _Bounded:
@@ -375,29 +363,36 @@ def _check_layout(layout: PixelLayout, member: Member, limits: Limits) -> None:
 
     try:
         get_decoder(layout.syntax)
-    except NotImplementedError as error:
+    except NotImplementedError:
         raise UnsupportedScan(
-            f"transfer syntax {layout.syntax or 'missing'} is not handled ({member.name!r})"
-        ) from error
+            f"transfer syntax {_known(layout.syntax)} is not handled ({member.told})"
+        ) from None
     if min(layout.rows, layout.columns, layout.frames) <= 0:
         raise InvalidScan(
-            f"{member.name!r} has no pixels: {layout.rows} rows, {layout.columns} columns, "
+            f"{member.told} has no pixels: {layout.rows} rows, {layout.columns} columns, "
             f"{layout.frames} frames"
         )
     if layout.samples not in (1, 3):
-        raise UnsupportedScan(f"{member.name!r} has {layout.samples} samples per pixel; 1 and 3 are handled")
+        raise UnsupportedScan(f"{member.told} has {layout.samples} samples per pixel; 1 and 3 are handled")
     allowed = (32, 64) if layout.keyword != "PixelData" else (1, 8, 16, 32)
     if layout.allocated not in allowed or not 0 < layout.stored <= layout.allocated:
         raise UnsupportedScan(
-            f"{member.name!r} has {layout.allocated} bits allocated and {layout.stored} stored; not handled"
+            f"{member.told} has {layout.allocated} bits allocated and {layout.stored} stored; not handled"
         )
     plane = layout.rows * layout.columns * layout.samples * layout.dtype.itemsize
     if plane > limits.plane_bytes:
-        raise ScanTooLarge(f"declared size of one plane ({member.name!r})", plane, limits.plane_bytes)
+        raise ScanTooLarge(f"declared size of one plane ({member.told})", plane, limits.plane_bytes)
     if plane * layout.frames > limits.decoded_bytes:
-        raise ScanTooLarge(f"declared size of {member.name!r}", plane * layout.frames, limits.decoded_bytes)
+        raise ScanTooLarge(f"declared size of {member.told}", plane * layout.frames, limits.decoded_bytes)
     if layout.frames > limits.members:
-        raise InvalidScan(f"{member.name!r} has {layout.frames} frames; at most {limits.members} are read")
+        raise InvalidScan(f"{member.told} has {layout.frames} frames; at most {limits.members} are read")
+
+
+def _known(syntax: str) -> str:
+    """A transfer syntax as it may be told: a number of DICOM's own, not whatever stands in its place."""
+    if not syntax:
+        return "missing"
+    return syntax if re.fullmatch(r"1\.2\.840\.10008(\.\d{1,4}){1,8}", syntax) else "of a private kind"
 
 
 def _check_length(layout: PixelLayout, member: Member, found: _PixelElement) -> None:
@@ -405,13 +400,13 @@ def _check_length(layout: PixelLayout, member: Member, found: _PixelElement) -> 
     if layout.length is None:
         if layout.frames * ITEM_BYTES > found.available:
             raise InvalidScan(
-                f"{member.name!r}: {layout.frames} frames are declared, more than {found.available} bytes "
+                f"{member.told}: {layout.frames} frames are declared, more than {found.available} bytes "
                 "can hold; send the whole file"
             )
         return
     held = min(layout.length, found.available)
     if held < layout.native_bytes:
         raise InvalidScan(
-            f"{member.name!r}: pixel data are shorter than the header says: "
+            f"{member.told}: pixel data are shorter than the header says: "
             f"expected {layout.native_bytes} bytes, found {held}; send the whole file"
         )

@@ -78,7 +78,7 @@ class PixelReader:
         expected = (layout.rows, layout.columns) if layout.samples == 1 else (layout.rows, layout.columns, 3)
         if picture.shape != expected:
             raise InvalidScan(
-                f"{instance.member.name!r} decodes to {picture.shape}, the header says {expected}"
+                f"{instance.member.told} decodes to {picture.shape}, the header says {expected}"
             )
         return picture.astype(layout.dtype, copy=False)
 
@@ -92,7 +92,7 @@ def frame_spans(file: BinaryIO, layout: PixelLayout, member: Member) -> list[Spa
         return [[(start, length)] for _, start, length in fragments]
     if len(offsets) != layout.frames:
         raise InvalidScan(
-            f"{member.name!r}: {len(fragments)} fragments, {layout.frames} frames, and no table to match them"
+            f"{member.told}: {len(fragments)} fragments, {layout.frames} frames, and no table to match them"
         )
     ends = [*offsets[1:], math.inf]
     return [
@@ -112,9 +112,9 @@ def _fragments(
         items.append((file.tell(), length))
         file.seek(length, 1)
     if head[:4] != SEQUENCE_END:
-        raise InvalidScan(f"{member.name!r}: the compressed pixel data end early; send the whole file")
+        raise InvalidScan(f"{member.told}: the compressed pixel data end early; send the whole file")
     if len(items) < 2:
-        raise InvalidScan(f"{member.name!r}: no compressed pixel data")
+        raise InvalidScan(f"{member.told}: no compressed pixel data")
     start, length = items[0]
     file.seek(start)
     table = file.read(length)
@@ -139,7 +139,7 @@ def _decode_packed(frame: bytes, layout: PixelLayout, member: Member) -> Voxels:
     size = _codestream_size(frame)
     if size is not None and size != (layout.rows, layout.columns):
         raise InvalidScan(
-            f"{member.name!r}: the compressed picture is {size[0]} x {size[1]}, the header says "
+            f"{member.told}: the compressed picture is {size[0]} x {size[1]}, the header says "
             f"{layout.rows} x {layout.columns}"
         )
     header = jpeg2000.parse(frame)
@@ -147,7 +147,7 @@ def _decode_packed(frame: bytes, layout: PixelLayout, member: Member) -> Voxels:
         try:
             return jpeg2000.decode_lossless(frame, header)
         except InvalidScan as error:
-            raise InvalidScan(f"{member.name!r}: {error}") from error
+            raise InvalidScan(f"{member.told}: {error}") from error
     options = {**_options(layout), "number_of_frames": 1}
     return np.asarray(get_decoder(layout.syntax).as_array(encapsulate([frame]), index=0, **options)[0])
 

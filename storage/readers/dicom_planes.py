@@ -20,11 +20,11 @@ from storage.readers.dicom_instance import (
     Instance,
     Plane,
     decoder_errors,
-    kept_metadata,
     modality_lut,
     numbers,
     read_header,
 )
+from storage.readers.dicom_kept import kept_metadata, modality
 from storage.readers.rescale import Rescale
 
 
@@ -42,8 +42,10 @@ def read_planes(tree: Tree, member: Member, limits: Limits) -> list[Plane]:
             member=member,
             uid=str(dataset.get("SOPInstanceUID") or ""),
             series=str(dataset.get("SeriesInstanceUID") or ""),
+            study=str(dataset.get("StudyInstanceUID") or ""),
+            frame_of_reference=str(dataset.get("FrameOfReferenceUID") or ""),
             number=int(dataset.get("InstanceNumber") or 0),
-            modality=str(dataset.get("Modality") or "unknown"),
+            modality=modality(dataset),
             pixels=pixels,
             lut=modality_lut(dataset),
             metadata=kept_metadata(dataset),
@@ -116,9 +118,7 @@ def _rescale(groups: _FunctionalGroups, instance: Instance, frame: int) -> Resca
     intercept = groups.value("PixelValueTransformationSequence", "RescaleIntercept")
     rescale = Rescale(1.0 if slope in (None, "") else float(slope), float(intercept or 0))
     if rescale.slope == 0 or not math.isfinite(rescale.slope) or not math.isfinite(rescale.intercept):
-        where = (
-            f"frame {frame + 1} of {instance.member.name!r}" if frame else f"slice {instance.member.name!r}"
-        )
+        where = f"frame {frame + 1} of {instance.member.told}" if frame else f"slice {instance.member.told}"
         raise InvalidScan(
             f"RescaleSlope {rescale.slope:g}, intercept {rescale.intercept:g} in {where}: no real values"
         )
@@ -162,9 +162,7 @@ def _tiles(dataset: Any, mosaic: Plane) -> list[Plane]:
     side = math.isqrt(count - 1) + 1
     rows, columns = mosaic.size[0] // side, mosaic.size[1] // side
     if count < 1 or rows * side != mosaic.size[0] or columns * side != mosaic.size[1]:
-        raise InvalidScan(
-            f"{mosaic.name!r}: a mosaic of {count} slices does not fit its size of {mosaic.size}"
-        )
+        raise InvalidScan(f"{mosaic.name}: a mosaic of {count} slices does not fit its size of {mosaic.size}")
     tile = replace(mosaic, size=(rows, columns))
     if mosaic.position is None or mosaic.orientation is None or mosaic.spacing is None or normal is None:
         return [replace(tile, tile=number, position=None) for number in range(count)]
@@ -192,7 +190,7 @@ def _mosaic_header(dataset: Any, mosaic: Plane) -> tuple[int, Any]:
     count = csareader.get_n_mosaic(header) if header else None
     if not count:
         raise InvalidScan(
-            f"{mosaic.name!r} is a Siemens mosaic that does not say how many slices it holds; "
+            f"{mosaic.name} is a Siemens mosaic that does not say how many slices it holds; "
             "convert it to NIfTI, or send it with its private header"
         )
     normal = csareader.get_slice_normal(header)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,20 @@ TO_RAS = {
 MILLIMETRES = {"mm": 1.0, "millimeter": 1.0, "millimetre": 1.0, "um": 1e-3, "µm": 1e-3, "cm": 10.0, "m": 1e3}
 TIME_KINDS = {"time"}
 SPACE_KINDS = {"space", "domain"}
+FIELDS = frozenset(
+    {"type", "dimension", "space", "space dimension", "sizes", "space directions", "space origin", "kinds",
+     "endian", "encoding", "spacings", "thicknesses", "axis mins", "axis maxs", "centers", "units",
+     "space units", "measurement frame", "block size", "data file", "line skip", "byte skip", "content"}
+)  # fmt: skip
+WORDS = frozenset(
+    {"", "ascii", "text", "txt", "hex", "zrl", "block", "float16", "bfloat16", "list", "point", "vector",
+     "covariant-vector", "normal", "stub", "scalar", "complex", "2-vector", "3-color", "rgb-color",
+     "hsv-color", "xyz-color", "4-color", "rgba-color", "3-vector", "3-gradient", "3-normal", "4-vector",
+     "quaternion", "2d-symmetric-matrix", "2d-masked-symmetric-matrix", "2d-matrix", "2d-masked-matrix",
+     "3d-symmetric-matrix", "3d-masked-symmetric-matrix", "3d-matrix", "3d-masked-matrix", "none", "???",
+     *TIME_KINDS, *SPACE_KINDS}
+)  # fmt: skip
+"""Of NRRD's own: others may be anybody's, and are not repeated."""
 
 
 class NrrdReader:
@@ -74,11 +89,11 @@ class NrrdReader:
         check_size(layout.shape, layout.frames, layout.stored.itemsize, limits)
         if layout.frame_axis == 0:
             check_size(layout.shape, layout.frames, layout.stored.itemsize * layout.frames, limits)
-        warnings: list[str] = []
+        notes: list[str] = []
         frames = Frames(layout.kind, layout.frames) if layout.frames > 1 else None
-        grid = _grid(layout, warnings)
+        grid = _grid(layout, notes)
         header = ScanHeader(self.name, grid, layout.stored.newbyteorder("="), frames)
-        return NrrdScan(path, layout, header, warnings)
+        return NrrdScan(path, layout, header, notes)
 
 
 @dataclass(frozen=True)
@@ -104,8 +119,8 @@ class Layout:
 class NrrdScan(FileScan):
     """An opened NRRD file. Interleaved channels (fastest axis) take one pass over the bytes each."""
 
-    def __init__(self, path: Path, layout: Layout, header: ScanHeader, warnings: list[str]) -> None:
-        super().__init__(path, header, warnings)
+    def __init__(self, path: Path, layout: Layout, header: ScanHeader, notes: list[str]) -> None:
+        super().__init__(path, header, notes)
         self._layout = layout
 
     def slabs(self, depth: int) -> Iterator[Slab]:
@@ -145,7 +160,7 @@ def _read_layout(path: Path) -> Layout:
             raise UnsupportedScan(f"NRRD field {skipped!r} is not handled; save the file again without it")
     encoding = str(fields.get("encoding", "")).lower()
     if encoding not in PACKINGS:
-        raise UnsupportedScan(f"NRRD encoding {encoding!r} is not handled; use raw, gzip or bzip2")
+        raise UnsupportedScan(f"NRRD encoding {_known(encoding)} is not handled; use raw, gzip or bzip2")
     sizes = [int(size) for size in np.atleast_1d(fields.get("sizes", []))]
     axes, frame_axis, kind = _axes(sizes, [str(each).lower() for each in fields.get("kinds", [])])
     x, y, z = axes
@@ -173,23 +188,47 @@ def _read_fields(path: Path) -> tuple[dict[str, Any], int]:
         raise InvalidScan(f"bad NRRD header: no empty line ends it within {HEADER_BYTES} bytes")
     end = min(ends)
     try:
-        return dict(nrrd.read_header(io.BytesIO(head[:end]))), end
-    except Exception as error:
-        raise InvalidScan(f"bad NRRD header: {error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return dict(nrrd.read_header(io.BytesIO(head[:end]))), end
+    except Exception as error:  # its words quote the header, and so does its chain
+        raise InvalidScan(f"bad NRRD header ({type(error).__name__}): {_unreadable(head[:end])}") from None
+
+
+def _unreadable(head: bytes) -> str:
+    """Which of the header's fields cannot be read by itself, by name where it is one of NRRD's."""
+    fields = [line.partition(b": ")[0].decode("ascii", "replace") for line in head.splitlines()[1:]]
+    named = [field for field in fields if field in FIELDS]
+    doubled = [field for field in named if named.count(field) > 1]
+    missing = [field for field in ("type", "dimension", "sizes", "encoding") if field not in named]
+    if doubled:
+        return f"the field {doubled[0]!r} stands there twice"
+    return (
+        f"the field {missing[0]!r} is missing" if missing else "a line is no field, or its value does not fit"
+    )
+
+
+def _known(word: str) -> str:
+    """A word of the header that may be told: one of NRRD's own."""
+    return repr(word) if word in WORDS else "of another kind"
 
 
 def _axes(sizes: list[int], kinds: list[str]) -> tuple[tuple[int, int, int], int | None, str]:
     """((x, y, z), the axis of frames or None, `t` or `c`) by the kinds of the axes."""
     if len(sizes) == 3:
         if any(kind not in SPACE_KINDS | {"none", "???"} for kind in kinds):
-            raise InvalidScan(f"a volume is needed; the axes of this NRRD are {kinds}")
+            raise InvalidScan(
+                f"a volume is needed; the axes of this NRRD are {', '.join(map(_known, kinds))}"
+            )
         return (0, 1, 2), None, "c"
     if len(sizes) != 4:
         raise InvalidScan(f"3 or 4 dimensions are needed, this NRRD has {len(sizes)}: {sizes}")
     others = [axis for axis, kind in enumerate(kinds) if kind not in SPACE_KINDS]
     frame_axis = others[0] if len(others) == 1 else 3
     if frame_axis not in (0, 3):
-        raise UnsupportedScan(f"NRRD axes {kinds} are not handled; put the frames first or last")
+        raise UnsupportedScan(
+            f"NRRD axes {', '.join(map(_known, kinds))} are not handled; put the frames first or last"
+        )
     kind = "t" if kinds[frame_axis : frame_axis + 1] and kinds[frame_axis] in TIME_KINDS else "c"
     return ((1, 2, 3) if frame_axis == 0 else (0, 1, 2)), frame_axis, kind
 
@@ -198,7 +237,7 @@ def _stored_dtype(fields: dict[str, Any]) -> np.dtype[Any]:
     name = str(fields.get("type", "")).lower()
     if name not in DTYPES:
         raise UnsupportedScan(
-            f"NRRD type {name!r} is not handled; convert to an integer type, float or double"
+            f"NRRD type {_known(name)} is not handled; convert to an integer type, float or double"
         )
     order = {"little": "<", "big": ">"}.get(str(fields.get("endian", "")).lower(), "")
     dtype = np.dtype(order + DTYPES[name])
@@ -207,23 +246,21 @@ def _stored_dtype(fields: dict[str, Any]) -> np.dtype[Any]:
     return dtype
 
 
-def _grid(layout: Layout, warnings: list[str]) -> VoxelGrid:
+def _grid(layout: Layout, notes: list[str]) -> VoxelGrid:
     fields = layout.fields
     units = np.atleast_1d(fields.get("space units", ["mm"]))
     scale = MILLIMETRES.get(str(units[0]).strip('" ').lower())
     directions = _directions(fields, layout.axes)
     if directions is None:
-        return _grid_of_spacings(layout, warnings)
+        return _grid_of_spacings(layout, notes)
     if scale is None:
-        warnings.append(f"voxel size unknown: the unit {str(units[0])!r} is not a length that is known here")
+        notes.append("voxel size unknown: the header's unit is not a length that is known here")
         return VoxelGrid(layout.shape)
     to_ras = TO_RAS.get(str(fields.get("space", "")).lower())
     affine = np.eye(4)
     affine[:3, :3] = directions.T * scale
     if to_ras is None:
-        warnings.append(
-            "the NRRD's space has no anatomical meaning: voxel sizes are known, directions are not"
-        )
+        notes.append("the NRRD's space has no anatomical meaning: voxel sizes are known, directions are not")
         return VoxelGrid(layout.shape, VoxelGrid.from_affine(layout.shape, affine).spacing)
     affine[:3, 3] = _origin(fields) * scale
     return VoxelGrid.from_affine(layout.shape, np.diag([*to_ras, 1.0]) @ affine)
@@ -237,9 +274,9 @@ def _directions(fields: dict[str, Any], axes: tuple[int, int, int]) -> NDArray[n
     try:
         directions = np.array([rows[axis] for axis in axes], np.float64)
     except (IndexError, TypeError, ValueError) as error:
-        raise InvalidScan(f"bad NRRD header: space directions {rows}") from error
+        raise InvalidScan("bad NRRD header: 'space directions' are no three vectors") from error
     if directions.shape != (3, 3):
-        raise InvalidScan(f"bad NRRD header: space directions {rows}")
+        raise InvalidScan("bad NRRD header: 'space directions' are no vectors of three numbers")
     return directions
 
 
@@ -250,13 +287,13 @@ def _origin(fields: dict[str, Any]) -> NDArray[np.float64]:
     return origin
 
 
-def _grid_of_spacings(layout: Layout, warnings: list[str]) -> VoxelGrid:
+def _grid_of_spacings(layout: Layout, notes: list[str]) -> VoxelGrid:
     spacings = [float(size) for size in np.atleast_1d(layout.fields.get("spacings", []))]
     sizes = [spacings[axis] for axis in layout.axes if axis < len(spacings)]
     if len(sizes) != 3 or not all(math.isfinite(size) and size > 0 for size in sizes):
-        warnings.append("voxel size unknown: the NRRD has neither space directions nor spacings")
+        notes.append("voxel size unknown: the NRRD has neither space directions nor spacings")
         return VoxelGrid(layout.shape)
-    warnings.append(
+    notes.append(
         "the NRRD has spacings but no directions: voxel sizes are taken for mm, orientation is unknown"
     )
     return VoxelGrid(layout.shape, (sizes[2], sizes[1], sizes[0]))

@@ -153,8 +153,9 @@ class Chunks:
         member = self._stored.get(place)
         if member is None or place in self._sound:
             return
+        key = self._array.metadata.encode_chunk_key(place)
         with damage_named(member), self._tree.open(member) as file:
-            check_stored(file, member.size, self.plan.packing, member.name)
+            check_stored(file, member.size, self.plan.packing, key)
         self._sound.add(place)
 
     def _culprit(self, places: list[tuple[int, ...]], error: Exception) -> str:
@@ -173,7 +174,7 @@ def _open_array(store: Any, plan: ArrayPlan) -> Any:
     try:
         return zarr.open_array(store=store, path=plan.path, mode="r", zarr_format=plan.zarr_format)  # type: ignore[arg-type]
     except Exception as error:
-        raise InvalidScan(f"zarr-python cannot open the array: {error}") from error
+        raise InvalidScan(f"zarr-python cannot open the array ({type(error).__name__})") from None
 
 
 def _delivered(stored: np.dtype[Any]) -> np.dtype[Any]:
@@ -186,14 +187,17 @@ def _delivered(stored: np.dtype[Any]) -> np.dtype[Any]:
 def _places(plan: ArrayPlan) -> Places:
     names = [axis.name for axis in plan.axes]
     if any(names.count(name) != 1 for name in SPACE_AXES):
-        raise InvalidScan(f"a volume with the axes z, y and x is needed; this array has {', '.join(names)}")
+        raise InvalidScan(f"a volume with the axes z, y and x is needed; this array has {_told(names)}")
     z, y, x = (names.index(name) for name in SPACE_AXES)
     spare = [axis for axis in range(len(names)) if axis not in (z, y, x) and plan.shape[axis] > 1]
     if len(spare) > 1:
-        raise InvalidScan(
-            f"more than 4 dimensions: {dict(zip(names, plan.shape, strict=True))}; send one series"
-        )
+        raise InvalidScan(f"more than 4 dimensions: {_told(names)} of {list(plan.shape)}; send one series")
     return Places((z, y, x), spare[0] if spare else None)
+
+
+def _told(names: list[str]) -> str:
+    """Names of axes that are a letter or known; others may be anybody's."""
+    return ", ".join(name if len(name) == 1 or name in FRAME_AXES else "another" for name in names)
 
 
 def _frames(plan: ArrayPlan, places: Places) -> Frames | None:
@@ -241,6 +245,11 @@ def _stored_chunks(tree: Tree, plan: ArrayPlan) -> dict[tuple[int, ...], Member]
     return stored
 
 
+def _fill(value: Any) -> str:
+    """A fill value that is no number, where it is a word for one (Zarr v3, "fill value")."""
+    return value if value in ("NaN", "Infinity", "-Infinity") else "0" if value is None else "of the array"
+
+
 def _count_chunks(
     stored: dict[tuple[int, ...], Member], plan: ArrayPlan, warnings: list[str]
 ) -> dict[str, int]:
@@ -248,6 +257,6 @@ def _count_chunks(
     total = math.prod(plan.grid)
     absent = total - len(stored)
     if absent:
-        fill = 0 if plan.fill_value is None else plan.fill_value
+        fill = plan.fill_value if isinstance(plan.fill_value, int | float) else _fill(plan.fill_value)
         warnings.append(f"{absent} of {total} chunks absent (reads as fill value {fill})")
     return {"chunks": total, "chunks_absent": absent}

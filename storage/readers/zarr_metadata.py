@@ -22,6 +22,7 @@ from storage.putt.zarr_codec import PuttCodec
 from storage.readers.archives import Tree, check_inside
 from storage.readers.base import Limits
 from storage.readers.zarr_chunks import Packing
+from storage.readers.zarr_words import codec_name, known, numeric, version_of
 
 MARKERS = ("zarr.json", ".zarray", ".zgroup")
 METADATA_BYTES = 16 << 20
@@ -141,7 +142,7 @@ class _Store:
         check_inside(path)
         node, own = self._node(self._root / path)
         if node is None:
-            raise InvalidScan(f"OME-Zarr dataset {path!r} is not an array of this store")
+            raise InvalidScan("the first dataset of the OME-Zarr image is not an array of this store")
         version = multiscale.get("version") or (image or {}).get("version")
         return self._array(
             self._root / path, node, own, {**multiscale, "dataset": dataset, "version": version}, attributes
@@ -161,11 +162,11 @@ class _Store:
         if member is None:
             return None
         if member.size > METADATA_BYTES:
-            raise ScanTooLarge(f"Zarr metadata {member.name!r}", member.size, METADATA_BYTES)
+            raise ScanTooLarge(f"Zarr metadata {path.name!r}", member.size, METADATA_BYTES)
         try:
             return _mapping(json.loads(self._tree.read(member, METADATA_BYTES)))
         except (ValueError, RecursionError) as error:
-            raise InvalidScan(f"the metadata in {member.name!r} are not JSON: {error}") from error
+            raise InvalidScan(f"the metadata in {path.name!r} are not JSON: {error}") from error
 
     def _array(
         self,
@@ -182,9 +183,8 @@ class _Store:
             _check_extent(shape, layout, self._limits)
             axes, scale, translation = _axes(image, node, own, len(shape))
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-            raise InvalidScan(
-                f"bad Zarr metadata in {folder.as_posix()!r}: {type(error).__name__} {error}"
-            ) from error
+            lacking = f"{error} is missing" if isinstance(error, KeyError) else "a value does not fit"
+            raise InvalidScan(f"bad Zarr metadata ({type(error).__name__}): {lacking}") from None
         prefix = "" if folder == PurePosixPath() else f"{folder.as_posix()}/"
         return ArrayPlan(
             path=prefix.rstrip("/"),
@@ -199,7 +199,7 @@ class _Store:
             scale=scale,
             translation=translation,
             affine=_affine(root) or _affine(own),
-            ome_version=str(image["version"]) if image.get("version") else None,
+            ome_version=version_of(image.get("version")),
             made_by=_made_by(root),
         )
 
@@ -212,7 +212,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def _sizes(value: Any, what: str) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(size) is int and size > 0 for size in value):
-        raise InvalidScan(f"bad Zarr metadata: {what} is {value}; positive integers are needed")
+        raise InvalidScan(f"bad Zarr metadata: {what} is {numeric(value)}; positive integers are needed")
     return tuple(value)
 
 
@@ -220,10 +220,10 @@ def _layout_3(node: dict[str, Any]) -> Layout:
     """What Zarr v3 metadata say of the chunks."""
     if not isinstance(node["data_type"], str) or node["data_type"] not in DTYPES_V3:
         raise UnsupportedScan(
-            f"Zarr data type {node['data_type']!r} is not handled; use integers, float32 or float64"
+            f"Zarr data type {known(node['data_type'])} is not handled; use integers, float32 or float64"
         )
     if node["chunk_grid"]["name"] != "regular":
-        raise UnsupportedScan(f"Zarr chunk grid {node['chunk_grid']['name']!r} is not handled")
+        raise UnsupportedScan(f"Zarr chunk grid {known(node['chunk_grid']['name'])} is not handled")
     if node.get("storage_transformers"):
         raise UnsupportedScan("Zarr storage transformers are not handled")
     chunks = _sizes(node["chunk_grid"]["configuration"]["chunk_shape"], "chunk_shape")
@@ -231,7 +231,7 @@ def _layout_3(node: dict[str, Any]) -> Layout:
     encoding = node["chunk_key_encoding"]
     name = encoding["name"]
     if name not in ("default", "v2"):
-        raise UnsupportedScan(f"Zarr chunk key encoding {name!r} is not handled")
+        raise UnsupportedScan(f"Zarr chunk key encoding {known(name)} is not handled")
     separator = (encoding.get("configuration") or {}).get("separator", "/" if name == "default" else ".")
     prefix = f"c{re.escape(separator)}" if name == "default" else ""
     packing = _packing(node["codecs"], chunks, dtype.itemsize)
@@ -242,13 +242,13 @@ def _layout_2(node: dict[str, Any]) -> Layout:
     """What Zarr v2 metadata say of the chunks."""
     if not isinstance(node["dtype"], str) or not DTYPE_V2.fullmatch(node["dtype"]):
         raise UnsupportedScan(
-            f"Zarr data type {node['dtype']!r} is not handled; use integers, float32 or float64"
+            f"Zarr data type {known(node['dtype'])} is not handled; use integers, float32 or float64"
         )
     if node.get("filters"):
         raise UnsupportedScan(f"Zarr filters are not handled: {_names(node['filters'], 'id')}")
     compressor = node.get("compressor")
     if compressor is not None and compressor["id"] not in COMPRESSORS:
-        raise UnsupportedScan(f"Zarr compressor {compressor['id']!r} is not handled")
+        raise UnsupportedScan(f"Zarr compressor {codec_name(compressor['id'])} is not handled")
     chunks, dtype = _sizes(node["chunks"], "chunks"), np.dtype(node["dtype"])
     packing = Packing(compressor and compressor["id"], math.prod(chunks) * dtype.itemsize)
     return Layout(chunks, dtype, _coordinates(node.get("dimension_separator", "."), len(chunks)), packing)
@@ -259,7 +259,7 @@ def _coordinates(separator: str, count: int) -> str:
 
 
 def _names(entries: Iterable[Any], key: str) -> str:
-    return ", ".join(str(entry.get(key)) if isinstance(entry, dict) else str(entry) for entry in entries)
+    return ", ".join(codec_name(entry.get(key) if isinstance(entry, dict) else entry) for entry in entries)
 
 
 def _packing(codecs: Sequence[dict[str, Any]], chunks: tuple[int, ...], itemsize: int) -> Packing:
@@ -277,7 +277,9 @@ def _packing(codecs: Sequence[dict[str, Any]], chunks: tuple[int, ...], itemsize
                 "have the service that holds it export it without its codecs"
             )
         if name not in CODECS:
-            raise UnsupportedScan(f"Zarr codec {name!r} is not handled; use {', '.join(sorted(CODECS))}")
+            raise UnsupportedScan(
+                f"Zarr codec {codec_name(name)} is not handled; use {', '.join(sorted(CODECS))}"
+            )
     compressors = [name for name in names if name in COMPRESSING]
     if len(compressors) > 1 or ("sharding_indexed" in names and len(names) > 1):
         raise UnsupportedScan(f"Zarr codecs {', '.join(names)} are not handled together")
@@ -300,8 +302,9 @@ def _check_version(configuration: dict[str, Any]) -> None:
     """Raises UnsupportedScan for blocks of another version than ours."""
     try:
         PuttCodec.readable(configuration.get("version"))
-    except ValueError as error:
-        raise UnsupportedScan(f"Zarr codec {error}") from error
+    except ValueError:
+        told = f"Zarr codec {BLOCKS!r}: blocks of another version than {PuttCodec.newest} are not read"
+        raise UnsupportedScan(f"{told}; use a Tomotrain that is as new as the one that wrote them") from None
 
 
 def _check_extent(shape: tuple[int, ...], layout: Layout, limits: Limits) -> None:
@@ -334,7 +337,7 @@ def _axes(
             elif step["type"] == "translation":
                 translation = translation + _numbers(step["translation"], count)
             elif step["type"] != "identity":
-                raise UnsupportedScan(f"OME-Zarr transformation {step['type']!r} is not handled")
+                raise UnsupportedScan(f"OME-Zarr transformation {known(step['type'])} is not handled")
         return axes, tuple(scale.tolist()), tuple(translation.tolist())
     names = node.get("dimension_names") or own.get("_ARRAY_DIMENSIONS") or [None] * count
     if len(names) != count:
@@ -354,7 +357,7 @@ def _axis(entry: Any) -> Axis:
 def _numbers(value: Any, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     numbers = np.asarray(value, np.float64)
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
-        raise InvalidScan(f"bad OME-Zarr metadata: {value} in a transformation of {count} axes")
+        raise InvalidScan(f"bad OME-Zarr metadata: {numeric(value)} in a transformation of {count} axes")
     return numbers
 
 

@@ -231,7 +231,8 @@ def test_the_client_announces_name_and_digest_and_counts_bytes(
     with Client(str(house.http.base_url)) as client:
         assert client.alive()
         accepted = client.upload(scan, on_sent=sent.append)
-    assert accepted.volume.name == "kopf 'ü'.nii"
+        labelled = client.upload(scan, name="kopf 'ü'")
+    assert (accepted.volume.name, labelled.volume.name) == ("scan.nii", "kopf 'ü'")
     assert sent[-1] == len(nifti)
 
 

@@ -6,11 +6,12 @@ from math import prod
 from typing import ClassVar
 
 from storage.catalogue import INGEST
+from storage.dicom_uids import UidMap
 from storage.disk import sync
 from storage.ingest import ingest
 from storage.jobs import Queue
 from storage.layout import SAMPLING
-from storage.readers import open_scan
+from storage.readers import open_scan, readers_replacing
 from storage.readers.base import Limits, ScanHeader
 from storage.tidy import store_key, upload_path
 from workers.context import JobContext
@@ -64,7 +65,8 @@ class Ingest(Kind[IngestParameters]):
         destination = context.data_root / store
         destination.parent.mkdir(parents=True, exist_ok=True)
         sync(destination.parent.parent)
-        with open_scan(upload_path(context.data_root, volume_id), limits_of(context.settings)) as scan:
+        upload, limits = upload_path(context.data_root, volume_id), limits_of(context.settings)
+        with open_scan(upload, limits, readers_replacing(UidMap.of(context.data_root))) as scan:
             context.require_memory(BASE_BYTES + SLABS * slab_bytes(scan.header))
             stored = ingest(scan, destination, report=context.report)
         result = IngestResult(

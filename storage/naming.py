@@ -1,4 +1,4 @@
-"""How to speak of a file that somebody sent: names of files and folders often hold a patient's name or number.
+"""How to speak of a file that somebody sent: names of files often hold a patient's name or number.
 
 A name is told only where it is made of words that say nothing of a person, and of one number of a slice at
 most; a folder's name never is. Any other file is told by its place in the upload.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
-WORDS = "slice|sl|image|img|im|instance|frame|i|z|scan|volume|head|chest|abdomen|ct|mr|pt|us"
+WORDS = "slice|sl|image|img|im|instance|frame|i|z|scan|volume|report|head|chest|abdomen|ct|mr|pt|us"
 ENDINGS = "dcm|dicom|ima|nii|gz|nrrd|zarr|ome|json|txt|xml|zip|tar"
 HARMLESS = re.compile(rf"(?:(?:{WORDS})?[-_ ]?\d{{0,6}}|[a-z])(?:\.(?:{ENDINGS}))*", re.IGNORECASE)
 LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini", "DICOMDIR", "README", "README.txt", "LICENSE"})
@@ -27,7 +27,7 @@ def is_harmless(name: str) -> bool:
 
 
 def without_identity(name: str, otherwise: str) -> str:
-    """The name of a file if it is harmless, else `otherwise` with the endings that say what is in the file."""
+    """A file's name if it is harmless, else `otherwise` with the endings that say what is in the file."""
     if is_harmless(name):
         return name
     ending = ENDING.search(name)
