@@ -49,6 +49,7 @@ MEANINGS: dict[str, Meaning] = {
     "project-not-found": Meaning(404, "There is no such project"),
     "access-key-not-found": Meaning(404, "There is no such API key"),
     "method-not-allowed": Meaning(405, "This method is not offered here"),
+    "not-acceptable": Meaning(406, "The result is not there in this form"),
     "conflict": Meaning(409, "Not possible in the present state"),
     "volume-not-ready": Meaning(409, "The volume is not ready"),
     "job-not-finished": Meaning(409, "The job has not finished"),

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from service.clinical.forms import RESULT_FORMS, result_answer
 from service.conditional import (
     PageSize,
     PageToken,
@@ -19,7 +20,7 @@ from service.conditional import (
     strong_etag,
 )
 from service.deps import FoundJob, Known, Parts, Services, found_volume, needs
-from service.errors import ApiError, plain
+from service.errors import ApiError
 from service.identity import Principal
 from service.parameters import checked
 from service.schemas import PROBLEMS, JobPage, JobRequest, JobView, job_view
@@ -122,14 +123,16 @@ def get_job(
     return json_answer(request, job_view(job, brief=brief), etag=_etag(job, brief=brief), headers=waiting)
 
 
-@router.get("/{job_id}/result", response_model=dict[str, Any])
-def get_result(job: FoundJob) -> Response:
-    """What the job found; 409 while there is nothing yet, and when there never will be."""
+@router.get("/{job_id}/result", response_model=dict[str, Any], responses=RESULT_FORMS)
+def get_result(request: Request, job: FoundJob, parts: Parts) -> Response:
+    """What the job found: as JSON, and a prediction as FHIR or a DICOM structured report where `Accept` asks
+    for it. 409 while there is nothing yet, and when there never will be.
+    """
     if not job.state.terminal:
         raise JobNotFinished(job.id, job.state)
     if job.state is not JobState.SUCCEEDED:
         raise JobFailed(job.id, job.state, job.error)
-    return JSONResponse(plain(job.result), headers={"ETag": _etag(job)})
+    return result_answer(request, job, parts.catalogue)
 
 
 @router.head("/{job_id}/artifacts/{name}", include_in_schema=False)
