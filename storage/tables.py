@@ -21,6 +21,7 @@ from sqlalchemy import (
     event,
 )
 
+from storage.clock import now
 from storage.jobs import Artifact, Job, JobKind, JobState, Progress, Queue, WorkerRecord
 from storage.records import StoredVolume, VolumeRecord, VolumeState
 
@@ -90,9 +91,12 @@ jobs = Table(
     Column("rung_at", Double),
     Column("rings", Integer, nullable=False, default=0),
     Column("told", Integer, nullable=False, default=0, server_default="1"),
+    # When the revision changed last, by the database's clock: storage/changes.py.
+    Column("changed_at", Double, nullable=False, default=now(), server_default="0"),
     Index("jobs_by_project", "project_id", "id"),
     Index("jobs_by_queue", "queue", "state", "id"),
     Index("jobs_by_told", "told", "state"),
+    Index("jobs_by_change", "changed_at", "id"),
     Index("jobs_by_lease", "state", "lease_until"),
     Index("jobs_by_volume", "volume_id"),
     Index("jobs_by_dependency", "depends_on"),
@@ -219,8 +223,11 @@ deliveries = Table(
     Column("created_at", Double, nullable=False),
     Column("next_at", Double),
     Column("tries", Integer, nullable=False, default=0),
+    Column("tried_at", Double),
     Column("status", Integer),
+    Column("error", String(300)),
     Index("deliveries_by_time", "next_at"),
+    Index("deliveries_by_webhook", "webhook_id", "id"),
 )
 
 
@@ -229,7 +236,7 @@ def _first_project(target: Any, connection: Connection, **options: Any) -> None:
     connection.execute(projects.insert().values(id=DEFAULT_PROJECT, name=DEFAULT_PROJECT, created_at=0.0))
 
 
-SCHEDULING = frozenset({"not_before", "rung_at", "rings", "told"})
+SCHEDULING = frozenset({"not_before", "rung_at", "rings", "told", "changed_at"})
 """Columns of jobs that no `Job` shows."""
 
 

@@ -36,7 +36,8 @@ QUEUED_NOW: Mapping[str, Any] = {
 
 def change_jobs(connection: Connection, *where: ColumnElement[bool], **values: Any) -> list[Job]:
     """Change all jobs that fit, and return them as they are now."""
-    statement = update(jobs).where(*where).values(revision=jobs.c.revision + 1, **values).returning(jobs)
+    marks = {"revision": jobs.c.revision + 1, "changed_at": now()}
+    statement = update(jobs).where(*where).values(**marks, **values).returning(jobs)
     return [job_of(row) for row in connection.execute(statement)]
 
 

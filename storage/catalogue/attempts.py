@@ -77,7 +77,8 @@ class Attempts(Part):
         """
         changes: dict[str, Any] = {"lease_until": now() + lease_s}
         if progress is not None:
-            changes |= {"progress": asdict(progress), "revision": jobs.c.revision + 1}
+            marks = {"revision": jobs.c.revision + 1, "changed_at": now()}
+            changes |= {"progress": asdict(progress), **marks}
         renew = update(jobs).where(*owned(job_id, attempt)).values(**changes).returning(jobs.c.state)
         with self._database.writing() as connection:
             state = connection.execute(renew).scalar()

@@ -19,11 +19,13 @@ def upgrade() -> None:
         sa.Column("submitted_by", sa.String(128)),
         sa.Column("trace", sa.String(64)),
         sa.Column("told", sa.Integer, nullable=False, server_default="1"),
+        sa.Column("changed_at", sa.Double, nullable=False, server_default="0"),
     ):
         op.add_column("jobs", column)
     op.create_index("jobs_by_project", "jobs", ["project_id", "id"])
     op.create_index("jobs_by_queue", "jobs", ["queue", "state", "id"])
     op.create_index("jobs_by_told", "jobs", ["told", "state"])
+    op.create_index("jobs_by_change", "jobs", ["changed_at", "id"])
     _access()
     _audit()
     _requests()
@@ -135,6 +137,9 @@ def _webhooks() -> None:
         sa.Column("created_at", sa.Double, nullable=False),
         sa.Column("next_at", sa.Double),
         sa.Column("tries", sa.Integer, nullable=False),
+        sa.Column("tried_at", sa.Double),
         sa.Column("status", sa.Integer),
+        sa.Column("error", sa.String(300)),
     )
     op.create_index("deliveries_by_time", "deliveries", ["next_at"])
+    op.create_index("deliveries_by_webhook", "deliveries", ["webhook_id", "id"])
