@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -14,10 +15,13 @@ from service.auditing import Auditing
 from service.deps import Services
 from service.edge import Edge, VolumeCors
 from service.first_key import keep_first_key
+from service.metrics import Metrics
+from service.observing import Observing
 from service.queue import CeleryQueue, JobQueue
 from service.routes import ROUTERS
 from service.settings import ServiceSettings
 from service.sweeper import Sweeper
+from storage import census
 from storage.access import Access
 from storage.catalogue import Catalogue
 
@@ -47,6 +51,9 @@ def create_app(settings: ServiceSettings, catalogue: Catalogue, queue: JobQueue)
     )
     parts = Services.of(settings, catalogue, queue)
     app.state.services = parts
+    app.state.metrics = measured = Metrics(
+        partial(census.take, catalogue.database, fresh_s=settings.worker_fresh_s), settings.data_root
+    )
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)
@@ -54,6 +61,7 @@ def create_app(settings: ServiceSettings, catalogue: Catalogue, queue: JobQueue)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.allowed_hosts, www_redirect=False)
     app.add_middleware(VolumeCors, origins=settings.zarr_origins)
     app.add_middleware(Edge)
+    app.add_middleware(Observing, observers=(measured.observe,))
     return app
 
 

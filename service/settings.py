@@ -33,3 +33,4 @@ class ServiceSettings(StorageSettings):
     audit_reads_s: float = Field(
         900.0, ge=0, description="further reads of one scan by the same key within this time are one record"
     )
+    metrics_open: bool = Field(False, description="true: /metrics asks for no key")
