@@ -19,6 +19,7 @@ from service.commands.compress_model import compress_model
 from service.commands.demo import demo
 from service.commands.evaluate import evaluate
 from service.commands.export import export
+from service.commands.keys import keys
 from service.commands.predict import predict
 from service.commands.recipes import recipes
 from service.commands.restore import complete, denoise
@@ -28,6 +29,7 @@ from service.fetching import FetchFailed
 from service.packing import NothingToSend
 from service.stack import StackError
 from service.terminal import words
+from storage.errors import StorageError
 
 BAD_INPUT, FAILED = 2, 1
 
@@ -55,6 +57,7 @@ app = typer.Typer(
 )
 for command, short_help in COMMANDS:
     app.command(short_help=short_help)(command)
+app.add_typer(keys, name="keys", short_help="Make, list and end API keys; make projects.")
 
 
 def main() -> None:
@@ -70,6 +73,8 @@ def main() -> None:
         _end(str(error), FAILED)
     except (BadOption, BadTable, NothingToSend, ServiceUnreachable, StackError) as error:
         _end(str(error), BAD_INPUT)
+    except StorageError as error:
+        _end(str(error), FAILED if error.retryable else BAD_INPUT)
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:

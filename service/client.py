@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from storage.records import VolumeState
 
 PIECE_BYTES = 1 << 20
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
+KEY_VARIABLE = "TOMOTRAIN_API_KEY"
 OUTAGE_S = 60.0
 """How long a wait for a job goes on while the service does not answer."""
 
@@ -43,11 +45,23 @@ class ServiceUnreachable(Exception):
 
 
 class Client:
-    """One service at `url`. A context manager. Every method raises ServiceProblem or ServiceUnreachable."""
+    """One service at `url`, asked with an API key: `key`, else that of the environment (TOMOTRAIN_API_KEY).
 
-    def __init__(self, url: str, *, transport: httpx.BaseTransport | None = None) -> None:
+    A context manager. Every method raises ServiceProblem or ServiceUnreachable.
+    """
+
+    def __init__(
+        self, url: str, *, key: str | None = None, transport: httpx.BaseTransport | None = None
+    ) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self.url, timeout=60.0, transport=transport, trust_env=False)
+        secret = key or os.environ.get(KEY_VARIABLE)
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {secret}"} if secret else {},
+            timeout=60.0,
+            transport=transport,
+            trust_env=False,
+        )
 
     def __enter__(self) -> Client:
         return self

@@ -25,6 +25,7 @@ from typing import IO
 import httpx
 
 from service.child import GRACE_S, Child, Command
+from service.first_key import kept_key
 from service.settings import ServiceSettings
 from storage.catalogue import Catalogue
 from storage.errors import CatalogueUnavailable
@@ -66,6 +67,7 @@ class Stack:
             data_root=data_root.absolute(),
             broker_url=inherited.get("TOMOTRAIN_BROKER_URL"),
             db_url=inherited.get("TOMOTRAIN_DB_URL"),
+            authentication=inherited.get("TOMOTRAIN_AUTHENTICATION", "true"),
         )
         self._folder = self._settings.data_root / "run"
         self._children: list[Child] = []
@@ -88,6 +90,11 @@ class Stack:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    @property
+    def key(self) -> str | None:
+        """The data root's first API key, where it is still kept and keys are asked for."""
+        return kept_key(self._settings.data_root) if self._settings.authentication else None
 
     def wait(self) -> None:
         """Block until the supervisor ends. Raises what ended it.

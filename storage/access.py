@@ -113,7 +113,7 @@ class Access:
         known = _NOBODY[::-1] if row is None else row.hash
         return _key(row) if hmac.compare_digest(known, digest) and row is not None else None
 
-    def keys(self, project_id: str | None = None) -> list[AccessKey]:
+    def all_keys(self, project_id: str | None = None) -> list[AccessKey]:
         """All keys, of one project or of all, revoked ones too, oldest first."""
         chosen = select(access_keys).order_by(access_keys.c.created_at, access_keys.c.id)
         if project_id is not None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
 
-from service.client import Client
+from service.client import KEY_VARIABLE, Client
+from service.first_key import kept_key
 from service.settings import ServiceSettings
-from service.stack import Stack
+from service.stack import LOOPBACK, Stack
 from service.terminal import words
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
@@ -53,17 +56,24 @@ def refuse_taken(path: Path) -> None:
 @contextmanager
 def connected(url: str | None) -> Iterator[Client]:
     """A client of the service at `url`; of the one that runs here, or of one of our own for the time."""
-    with _service(url) as address, Client(address) as client:
+    default = f"http://{DEFAULT_HOST}:{DEFAULT_PORT}"
+    if url is not None or _runs(default):
+        with Client(url or default, key=_key_for(url or default)) as client:
+            yield client
+        return
+    root = data_root(None)
+    errors.print(words(f"Nothing runs at {default}: starting a stack on {root} for this time."))
+    with embedded(root) as client:
         yield client
 
 
 @contextmanager
-def embedded(root: Path, environment: Mapping[str, str] | None = None) -> Iterator[str]:
-    """The address of a stack of our own on a free port, for as long as it is needed."""
+def embedded(root: Path, environment: Mapping[str, str] | None = None) -> Iterator[Client]:
+    """A client of a stack of our own on a free port, for as long as it is needed."""
     with ExitStack() as cleanup:
         with errors.status("Starting broker, workers and API"):
             stack = cleanup.enter_context(Stack(root, port=0, environment=environment))
-        yield stack.url
+        yield cleanup.enter_context(Client(stack.url, key=stack.key))
 
 
 def data_root(chosen: Path | None) -> Path:
@@ -71,18 +81,10 @@ def data_root(chosen: Path | None) -> Path:
     return (chosen or ServiceSettings().data_root).absolute()
 
 
-@contextmanager
-def _service(url: str | None) -> Iterator[str]:
-    default = f"http://{DEFAULT_HOST}:{DEFAULT_PORT}"
-    if url is not None:
-        yield url
-    elif _runs(default):
-        yield default
-    else:
-        root = data_root(None)
-        errors.print(words(f"Nothing runs at {default}: starting a stack on {root} for this time."))
-        with embedded(root) as address:
-            yield address
+def _key_for(url: str) -> str | None:
+    """The environment's key; for a service of this machine else the one that its data root keeps."""
+    here = urlsplit(url).hostname in LOOPBACK
+    return os.environ.get(KEY_VARIABLE) or (kept_key(data_root(None)) if here else None)
 
 
 def _runs(url: str) -> bool:

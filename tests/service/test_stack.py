@@ -67,6 +67,7 @@ def up(root: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
     assert process.stderr is not None
     line = process.stderr.readline()
     assert line.startswith("Ready: "), line + process.stderr.read()
+    assert process.stderr.readline().startswith(f"Sign in: {line.split()[1]}/#key=tt_")
     return process, line.split()[1]
 
 
