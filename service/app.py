@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -18,6 +19,7 @@ from service.first_key import keep_first_key
 from service.metrics import Metrics
 from service.observing import Observing
 from service.queue import CeleryQueue, JobQueue
+from service.readiness import checks_of
 from service.routes import ROUTERS
 from service.settings import ServiceSettings
 from service.sweeper import Sweeper
@@ -54,6 +56,7 @@ def create_app(settings: ServiceSettings, catalogue: Catalogue, queue: JobQueue)
     app.state.metrics = measured = Metrics(
         partial(census.take, catalogue.database, fresh_s=settings.worker_fresh_s), settings.data_root
     )
+    app.state.checks = checks_of(parts)
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)
@@ -66,7 +69,7 @@ def create_app(settings: ServiceSettings, catalogue: Catalogue, queue: JobQueue)
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     parts: Services = app.state.services
     sweeper = Sweeper(
         parts.catalogue,
@@ -77,7 +80,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     )
     sweeper.start()
     try:
-        yield
+        yield {"stopping": parts.watcher.close}
     finally:
+        await parts.watcher.stop()
         sweeper.stop()
+        app.state.checks.close()
         parts.catalogue.close()

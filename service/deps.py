@@ -17,10 +17,12 @@ from service.queue import JobQueue
 from service.rates import Rates
 from service.settings import ServiceSettings
 from service.shelf import Shelf
+from service.watching import Watcher
 from storage.access import Access, Scope
 from storage.artifacts import ArtifactStore
 from storage.audit import AuditLog
 from storage.catalogue import Catalogue
+from storage.changes import Changes
 from storage.errors import MissingJob, MissingVolume, VolumeNotReady
 from storage.jobs import Job
 from storage.records import VolumeRecord, VolumeState
@@ -47,6 +49,7 @@ class Services:
     doorkeeper: Doorkeeper
     rates: Rates
     refused: Rates
+    watcher: Watcher
 
     @classmethod
     def of(cls, settings: ServiceSettings, catalogue: Catalogue, queue: JobQueue) -> Services:
@@ -63,6 +66,7 @@ class Services:
             doorkeeper=Doorkeeper(settings, access),
             rates=Rates(settings.requests_per_s, settings.requests_at_once),
             refused=Rates(_REFUSED_PER_S, _REFUSED_AT_ONCE),
+            watcher=Watcher(Changes(catalogue.database)),
         )
 
     def ring(self, *jobs: Job) -> None:

@@ -19,7 +19,11 @@ HEAD_BYTES = 64 << 10
 
 
 class Protocol(HttpToolsProtocol):
-    """Bounds a request's head, which uvicorn would gather without end, and answers with problems."""
+    """Bounds a request's head, which uvicorn would gather without end, and answers with problems.
+
+    An endless answer may cut its connection (ASGI extension `tomotrain.connection`, `abort`), and learns when
+    the server stops by what the lifespan's state holds as `stopping`.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -32,6 +36,11 @@ class Protocol(HttpToolsProtocol):
         if self._in_head and self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
             self._refuse("head-too-large", f"the address and the headers are over {HEAD_BYTES} bytes")
 
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self.scope["extensions"] = {"tomotrain.connection": {"abort": self.transport.abort}}
+
     def on_headers_complete(self) -> None:
         """The head has ended; what follows is the body, or the next request."""
         self._in_head, self._head_bytes = False, 0
@@ -41,6 +50,13 @@ class Protocol(HttpToolsProtocol):
         """The request has ended."""
         super().on_message_complete()
         self._in_head, self._head_bytes = True, 0
+
+    def shutdown(self) -> None:
+        """The server stops: it takes no more connections, and waits for answers that have begun."""
+        stopping = self.app_state.get("stopping")
+        if stopping is not None:
+            stopping()
+        super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP, and close the connection."""
