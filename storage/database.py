@@ -77,6 +77,18 @@ class Database:
         with translated(), self._engine.begin() as connection:
             yield connection
 
+    def insert_new(
+        self, connection: Connection, table: Table, key: Mapping[str, Any], values: Mapping[str, Any]
+    ) -> bool:
+        """Insert a row, unless there is one with this key; whether it was inserted.
+
+        Waits for another transaction that is inserting it.
+        """
+        dialect = sqlite if self.dialect == "sqlite" else postgresql
+        statement = dialect.insert(table).values(**key, **values).on_conflict_do_nothing()
+        column = table.c[next(iter(key))]
+        return connection.execute(statement.returning(column)).first() is not None
+
     def upsert(
         self, connection: Connection, table: Table, key: Mapping[str, Any], values: Mapping[str, Any]
     ) -> None:

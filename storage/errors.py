@@ -11,14 +11,17 @@
     ├── NotFound
     │   ├── MissingVolume
     │   ├── MissingJob
+    │   │   └── JobExpired           it was there, and has been removed
     │   ├── MissingArtifact
     │   ├── MissingKey               no such object in a volume's store
     │   ├── MissingProject
-    │   └── MissingAccessKey
+    │   ├── MissingAccessKey
+    │   └── MissingUpload            ¹
     ├── Conflict
     │   ├── VolumeNotReady
     │   ├── JobNotFinished
     │   ├── JobFailed
+    │   ├── NotRetryable             a job that is open, has succeeded, or cannot be repeated
     │   └── KeyReused                an Idempotency-Key that came with another body before
     ├── UnknownScope                 no key can have a scope of this name
     ├── QuotaExceeded                a project has as many open jobs, or bytes, as it may have
@@ -34,13 +37,17 @@
     ├── UnsuitableCompressor         a compressor cannot take a volume's values, or is not installed
     ├── CorruptArtifact              what a job wrote no longer matches its sha-256
     ├── OverBudget                   a job would need more memory than its worker may use
+    ├── UploadGone                   ¹ aborted, or expired
+    ├── BadKey                       ¹ no object of a Zarr has such a key
+    ├── SourceNotAllowed             ¹ nothing may be imported from there
+    ├── StorageLow                   ¹ too little of the disk is free to take more in
     ├── StorageFull                  the disk refused a write
     ├── CatalogueUnavailable         the database is locked, down or out of reach
     ├── CatalogueTooNew              the database's schema is of a later release
     ├── LeaseLost                    another attempt owns the job now
     └── JobCancelled                 somebody asked for the job to stop
 
-The table that turns a code into an HTTP status stands in `service/errors.py`, and only there.
+Those with ¹ stand in storage/upload_errors.py. The table that turns a code into an HTTP status stands in `service/errors.py`, and only there.
 """
 
 from __future__ import annotations
@@ -148,6 +155,17 @@ class MissingJob(NotFound):
         self.job_id = job_id
 
 
+class JobExpired(MissingJob):
+    """The job has ended and has been removed: somebody asked for that, or its time was over."""
+
+    code = "job-expired"
+
+    def __init__(self, job_id: str) -> None:
+        told = f"job {job_id!r} and what it wrote have been removed; submit it again if it is needed"
+        StorageError.__init__(self, told)
+        self.job_id = job_id
+
+
 class MissingArtifact(NotFound):
     """The job wrote no artifact of this name."""
 
@@ -226,6 +244,16 @@ class JobFailed(Conflict):
         why = cause["detail"] if cause else "no result was made"
         super().__init__(f"job {job_id!r} {state}: {why}")
         self.job_id, self.state, self.cause = job_id, state, cause
+
+
+class NotRetryable(Conflict):
+    """A job that cannot be repeated."""
+
+    code = "not-retryable"
+
+    def __init__(self, job_id: str, state: str, cure: str) -> None:
+        super().__init__(f"job {job_id!r} is {state} and cannot be repeated: {cure}")
+        self.job_id, self.state = job_id, state
 
 
 class KeyReused(Conflict):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypedDict
 
+LONGEST_LINE = 10_000
+"""So many queued jobs of one queue are looked at to tell where one of them stands."""
+KEPT_ARTIFACT = "model.safetensors"
+"""What a job that makes a model writes; such a job is kept until somebody removes it."""
 RUN_JOB = "tomotrain.run_job"
 """The name of the Celery task that runs a job. Its only argument is the job's id; the catalogue knows the
 rest.
@@ -100,7 +105,8 @@ class Job:
     `error` is `{"code", "detail", "retryable", ...facts}` when the job failed, else None. `attempt` is 0
     until the first claim; it is the fencing token: only the attempt that owns the job can finish it.
     `kind_version` is the version that the kind had when the job was submitted, `trace` the request's
-    `traceparent` (W3C), `submitted_by` who sent it.
+    `traceparent` (W3C), `submitted_by` who sent it. `retry_of` is the job that it repeats, `retried_by` the
+    last one that repeats it.
     """
 
     id: str
@@ -126,6 +132,7 @@ class Job:
     project_id: str = "default"
     kind_version: str | None = None
     retry_of: str | None = None
+    retried_by: str | None = None
     submitted_by: str | None = None
     trace: str | None = None
 
@@ -156,6 +163,37 @@ class RequestKey:
 
     key: str
     digest: str
+
+
+class JobFilter(TypedDict, total=False):
+    """Which jobs are listed; None: whatever it is. Times are seconds since 1970 (UTC).
+
+    `labels` are all to be there; `model` is the value of the parameter of that name.
+    """
+
+    project_id: str | None
+    state: JobState | None
+    kind: str | None
+    volume_id: str | None
+    model: str | None
+    labels: Mapping[str, str]
+    created_after: float | None
+    created_before: float | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """What waits in a queue, in the order of submission, and who is there to do it.
+
+    `queued` are the ids and kinds of the first `LONGEST_LINE` queued jobs; `running` the kinds of the jobs
+    that its workers run now, with the seconds since each began; `durations` the mean seconds that jobs of
+    a kind took of late, and None the mean of all; `workers` how many there are.
+    """
+
+    queued: tuple[tuple[str, str], ...]
+    running: tuple[tuple[str, float], ...]
+    durations: Mapping[str | None, float]
+    workers: int
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ jobs = Table(
     _project(),
     Column("kind_version", String(32)),
     Column("retry_of", String(64)),
+    Column("retried_by", String(64)),
     Column("submitted_by", String(128)),
     Column("trace", String(64)),
     # Scheduling, which no record shows: not to be claimed before `not_before`; rung `rings` times since
@@ -100,6 +101,17 @@ jobs = Table(
     Index("jobs_by_lease", "state", "lease_until"),
     Index("jobs_by_volume", "volume_id"),
     Index("jobs_by_dependency", "depends_on"),
+    Index("jobs_by_end", "ended_at"),
+)
+
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("project_id", String(64), nullable=False),
+    Column("removed_at", Double, nullable=False),
+    Column("cleared", Integer, nullable=False, default=0),
+    Index("tombstones_by_cleared", "cleared"),
 )
 
 kinds = Table(
@@ -174,6 +186,7 @@ requests = Table(
     Column("digest", String(64), nullable=False),
     Column("ids", Document, nullable=False),
     Column("created_at", Double, nullable=False),
+    Index("requests_by_age", "created_at"),
 )
 
 uploads = Table(
@@ -188,6 +201,7 @@ uploads = Table(
     Column("expires_at", Double, nullable=False),
     Column("length", BigInteger),
     Column("received", BigInteger, nullable=False, default=0),
+    Column("objects", Integer, nullable=False, default=0),
     Column("volume_id", String(64)),
     Column("facts", Document, nullable=False),
     Column("revision", Integer, nullable=False, default=0),

@@ -10,7 +10,9 @@ from __future__ import annotations
 from types import TracebackType
 
 from storage.catalogue.attempts import RETRY_PAUSE_S, Attempts
+from storage.catalogue.lines import Lines
 from storage.catalogue.presence import Presences
+from storage.catalogue.removals import Removals
 from storage.catalogue.rows import INGEST, MAX_ATTEMPTS
 from storage.catalogue.submissions import Submissions
 from storage.catalogue.volumes import VolumeRows
@@ -19,7 +21,7 @@ from storage.database import Database
 __all__ = ["INGEST", "MAX_ATTEMPTS", "RETRY_PAUSE_S", "Catalogue"]
 
 
-class Catalogue(VolumeRows, Presences, Submissions, Attempts):
+class Catalogue(VolumeRows, Presences, Submissions, Attempts, Lines, Removals):
     """Volumes, kinds, workers and jobs. Safe for threads; open it anew in every process, after a fork."""
 
     @classmethod

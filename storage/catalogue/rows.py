@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, insert, select
 
 from storage.clock import now
-from storage.errors import MissingJob, MissingVolume, UnknownKind, VolumeNotReady
+from storage.errors import JobExpired, MissingJob, MissingVolume, UnknownKind, VolumeNotReady
 from storage.ids import derived_id
 from storage.jobs import Job, JobKind
 from storage.records import DerivedVolume, VolumeRecord, VolumeState
-from storage.tables import job_of, jobs, kinds, newest_kinds, volume_of, volumes
+from storage.tables import job_of, jobs, kinds, newest_kinds, tombstones, volume_of, volumes
 
 INGEST = "ingest"
 """The kind of the job that turns an upload into a volume; the only one that the catalogue knows by name."""
@@ -27,11 +28,32 @@ def volume_row(connection: Connection, volume_id: str, project_id: str | None = 
 
 
 def job_row(connection: Connection, job_id: str, project_id: str | None = None) -> Job:
-    """One job. Raises MissingJob, also for one of another project."""
+    """One job. Raises JobExpired for one that was removed, MissingJob also for one of another project."""
     row = connection.execute(select(jobs).where(jobs.c.id == job_id)).first()
-    if row is None or project_id not in (None, row.project_id):
+    if row is None:
+        raise _absence(connection, job_id, project_id)
+    if project_id not in (None, row.project_id):
         raise MissingJob(job_id)
     return job_of(row)
+
+
+def job_rows(connection: Connection, job_ids: Sequence[str]) -> tuple[Job, ...]:
+    """These jobs, in this order. Raises JobExpired or MissingJob as `job_row` does."""
+    rows = connection.execute(select(jobs).where(jobs.c.id.in_(job_ids)))
+    found = {row.id: job_of(row) for row in rows}
+    for job_id in job_ids:
+        if job_id not in found:
+            raise _absence(connection, job_id, None)
+    return tuple(found[job_id] for job_id in job_ids)
+
+
+def _absence(connection: Connection, job_id: str, project_id: str | None) -> MissingJob:
+    """Why a job is not there."""
+    owner = connection.execute(
+        select(tombstones.c.project_id).where(tombstones.c.id == job_id)
+    ).scalar_one_or_none()
+    gone = owner is not None and project_id in (None, owner)
+    return JobExpired(job_id) if gone else MissingJob(job_id)
 
 
 def known_kinds(connection: Connection) -> list[JobKind]:
@@ -47,19 +69,27 @@ def known_kind(connection: Connection, name: str) -> JobKind:
     return known[name]
 
 
-def awaited_ingest(connection: Connection, volume_id: str, project_id: str) -> str | None:
-    """The ingest job that a new job on this volume must wait for; None when the volume is ready.
+def awaited_ingests(
+    connection: Connection, volume_ids: Collection[str], project_id: str
+) -> dict[str, str | None]:
+    """By volume the ingest job that a new job on it must wait for; None when the volume is ready.
 
-    Locks the volume's row, so that its ingest cannot end before the new job has been written. Raises
+    Locks the volumes' rows, so that no ingest can end before the new jobs have been written. Raises
     MissingVolume, or VolumeNotReady for a rejected or quarantined one.
     """
-    row = connection.execute(select(volumes).where(volumes.c.id == volume_id).with_for_update()).first()
-    if row is None or row.state == VolumeState.DELETED or row.project_id != project_id:
+    wanted = sorted(volume_ids)
+    statement = select(volumes).where(volumes.c.id.in_(wanted)).order_by(volumes.c.id).with_for_update()
+    found = {row.id: volume_of(row) for row in connection.execute(statement)} if wanted else {}
+    return {volume_id: _awaited(volume_id, found.get(volume_id), project_id) for volume_id in wanted}
+
+
+def _awaited(volume_id: str, volume: VolumeRecord | None, project_id: str) -> str | None:
+    if volume is None or volume.state is VolumeState.DELETED or volume.project_id != project_id:
         raise MissingVolume(volume_id)
-    if row.state == VolumeState.VALIDATING:
-        return str(row.ingest_job)
-    if row.state != VolumeState.READY:
-        raise VolumeNotReady(volume_id, row.state)
+    if volume.state is VolumeState.VALIDATING:
+        return volume.ingest_job
+    if volume.state is not VolumeState.READY:
+        raise VolumeNotReady(volume_id, volume.state)
     return None
 
 
@@ -86,3 +116,10 @@ def insert_job(connection: Connection, **values: Any) -> Job:
     """A new job; rung for at once by its maker, or by the sweep."""
     statement = insert(jobs).values(max_attempts=MAX_ATTEMPTS, created_at=now(), rung_at=now(), **values)
     return job_of(connection.execute(statement.returning(jobs)).one())
+
+
+def insert_jobs(connection: Connection, rows: Sequence[dict[str, Any]]) -> tuple[Job, ...]:
+    """New jobs with the same columns, in one statement, in this order."""
+    statement = insert(jobs).values(max_attempts=MAX_ATTEMPTS, created_at=now(), rung_at=now())
+    made = connection.execute(statement.returning(jobs, sort_by_parameter_order=True), rows)
+    return tuple(job_of(row) for row in made)

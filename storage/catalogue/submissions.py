@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Unpack
 
-from sqlalchemy import Connection, case, func, insert, select
+from sqlalchemy import Connection, case, func, select, update
 
+from storage.catalogue.filters import conditions
 from storage.catalogue.part import Part
-from storage.catalogue.rows import awaited_ingest, insert_job, job_row, known_kind
+from storage.catalogue.rows import awaited_ingests, insert_jobs, job_row, job_rows, known_kinds
 from storage.clock import now
-from storage.errors import KeyReused, QuotaExceeded
+from storage.database import Database
+from storage.errors import KeyReused, QuotaExceeded, UnknownKind
 from storage.ids import new_id
-from storage.jobs import TERMINAL, Job, JobState, RequestKey, Sender, Submission, Submitted
+from storage.jobs import TERMINAL, Job, JobFilter, JobState, RequestKey, Sender, Submission, Submitted
 from storage.tables import job_of, jobs, projects, requests
 from storage.transitions import change_jobs, release_dependents
 
@@ -40,48 +42,50 @@ class Submissions(Part):
 
         The caller rings for the queued ones, then calls `rang`. With the key of a request that was done
         before: that one's jobs, as they are now. Raises UnknownKind, MissingVolume, VolumeNotReady for a
-        rejected or quarantined volume, QuotaExceeded, or KeyReused.
+        rejected or quarantined volume, QuotaExceeded, KeyReused, or JobExpired for the jobs of a request
+        that have been removed.
         """
+        ids = [new_id("job") for _ in wanted]
         with self._database.writing() as connection:
+            if request is not None and not _is_first(
+                self._database, connection, sender.project_id, request, ids
+            ):
+                return Submitted(_earlier(connection, sender.project_id, request) or (), again=True)
             _lock_project(connection, sender.project_id)
-            if request is not None:
-                earlier = _earlier(connection, sender.project_id, request)
-                if earlier is not None:
-                    return Submitted(tuple(job_row(connection, job_id) for job_id in earlier), again=True)
             _refuse_many(connection, sender.project_id, len(wanted))
-            made = tuple(_insert(connection, each, sender) for each in wanted)
-            if request is not None:
-                _remember(connection, sender.project_id, request, [job.id for job in made])
+            made = _insert(connection, ids, wanted, sender)
         return Submitted(made)
 
+    def submitted(self, project_id: str, request: RequestKey) -> Submitted | None:
+        """The jobs of a request that was done before, as they are now; None for a new one.
+
+        Raises KeyReused or JobExpired.
+        """
+        with self._database.reading() as connection:
+            found = _earlier(connection, project_id, request)
+        return None if found is None else Submitted(found, again=True)
+
     def job(self, job_id: str, *, project_id: str | None = None) -> Job:
-        """One job. Raises MissingJob, also for one of another project than the one named."""
+        """One job. Raises JobExpired for one that was removed, and MissingJob, also for one of another
+        project than the one named.
+        """
         with self._database.reading() as connection:
             return job_row(connection, job_id, project_id)
 
-    def jobs(
-        self,
-        *,
-        project_id: str | None = None,
-        state: JobState | None = None,
-        kind: str | None = None,
-        volume_id: str | None = None,
-        limit: int = 50,
-        before: str | None = None,
-    ) -> list[Job]:
+    def jobs(self, *, limit: int = 50, before: str | None = None, **wanted: Unpack[JobFilter]) -> list[Job]:
         """The newest jobs that fit, or those before the job `before`. Without a project: those of all."""
-        wanted = {
-            jobs.c.project_id: project_id,
-            jobs.c.state: state,
-            jobs.c.kind: kind,
-            jobs.c.volume_id: volume_id,
-        }
-        conditions = [column == value for column, value in wanted.items() if value is not None]
+        fitting = conditions(wanted, self._database.dialect)
         if before is not None:
-            conditions.append(jobs.c.id < before)
-        statement = select(jobs).where(*conditions).order_by(jobs.c.id.desc()).limit(limit)
+            fitting.append(jobs.c.id < before)
+        statement = select(jobs).where(*fitting).order_by(jobs.c.id.desc()).limit(limit)
         with self._database.reading() as connection:
             return [job_of(row) for row in connection.execute(statement)]
+
+    def ended(self, job_ids: Collection[str]) -> set[str]:
+        """Which of these jobs are not open any more."""
+        still_open = select(jobs.c.id).where(jobs.c.id.in_(job_ids), jobs.c.state.not_in(TERMINAL))
+        with self._database.reading() as connection:
+            return set(job_ids) - set(connection.execute(still_open).scalars())
 
     def request_cancel(self, job_id: str) -> Job:
         """Cancel a job that has not begun at once; ask a running one to stop; leave an ended one as it is.
@@ -103,28 +107,32 @@ class Submissions(Part):
             return changed[0] if changed else job_row(connection, job_id)
 
 
-def _lock_project(connection: Connection, project_id: str) -> None:
-    """Let one request of a project at a time see its quota, and its earlier requests."""
-    connection.execute(select(projects.c.id).where(projects.c.id == project_id).with_for_update())
+def _is_first(
+    database: Database, connection: Connection, project_id: str, request: RequestKey, ids: Sequence[str]
+) -> bool:
+    """Whether this request has not been done before; notes which jobs it makes.
+
+    Of two that come at once the second waits here until the first has ended.
+    """
+    key = {"project_id": project_id, "key": request.key}
+    values = {"digest": request.digest, "ids": list(ids), "created_at": now()}
+    return database.insert_new(connection, requests, key, values)
 
 
-def _earlier(connection: Connection, project_id: str, request: RequestKey) -> list[str] | None:
-    """The ids of the jobs that this request made when it came first. Raises KeyReused."""
+def _earlier(connection: Connection, project_id: str, request: RequestKey) -> tuple[Job, ...] | None:
+    """The jobs that this request made when it came first. Raises KeyReused or JobExpired."""
     here = (requests.c.project_id == project_id, requests.c.key == request.key)
     row = connection.execute(select(requests).where(*here)).first()
     if row is None:
         return None
     if row.digest != request.digest:
         raise KeyReused(request.key)
-    return list(row.ids)
+    return job_rows(connection, row.ids)
 
 
-def _remember(connection: Connection, project_id: str, request: RequestKey, ids: list[str]) -> None:
-    connection.execute(
-        insert(requests).values(
-            project_id=project_id, key=request.key, digest=request.digest, ids=ids, created_at=now()
-        )
-    )
+def _lock_project(connection: Connection, project_id: str) -> None:
+    """Let one request of a project at a time see its quota."""
+    connection.execute(select(projects.c.id).where(projects.c.id == project_id).with_for_update())
 
 
 def _refuse_many(connection: Connection, project_id: str, wanted: int) -> None:
@@ -140,24 +148,40 @@ def _refuse_many(connection: Connection, project_id: str, wanted: int) -> None:
         raise QuotaExceeded("open jobs", present, wanted, allowed, "wait until some have ended")
 
 
-def _insert(connection: Connection, wanted: Submission, sender: Sender) -> Job:
-    known = known_kind(connection, wanted.kind)
-    ingest = None
-    if wanted.volume_id is not None:
-        ingest = awaited_ingest(connection, wanted.volume_id, sender.project_id)
-    return insert_job(
-        connection,
-        id=new_id("job"),
-        kind=known.name,
-        kind_version=known.version,
-        state=JobState.QUEUED if ingest is None else JobState.WAITING,
-        parameters=wanted.parameters,
-        volume_id=wanted.volume_id,
-        queue=known.queue,
-        depends_on=ingest,
-        labels=wanted.labels,
-        retry_of=wanted.retry_of,
-        project_id=sender.project_id,
-        submitted_by=sender.name,
-        trace=sender.trace,
+def _insert(
+    connection: Connection, ids: Sequence[str], wanted: Sequence[Submission], sender: Sender
+) -> tuple[Job, ...]:
+    known = {kind.name: kind for kind in known_kinds(connection)}
+    for unknown in (each.kind for each in wanted if each.kind not in known):
+        raise UnknownKind(unknown, sorted(known))
+    volume_ids = {each.volume_id for each in wanted if each.volume_id is not None}
+    ingests = awaited_ingests(connection, volume_ids, sender.project_id)
+    rows = []
+    for job_id, each in zip(ids, wanted, strict=True):
+        kind, ingest = known[each.kind], ingests[each.volume_id] if each.volume_id else None
+        row = {
+            "id": job_id,
+            "kind": kind.name,
+            "kind_version": kind.version,
+            "state": JobState.QUEUED if ingest is None else JobState.WAITING,
+            "parameters": each.parameters,
+            "volume_id": each.volume_id,
+            "queue": kind.queue,
+            "depends_on": ingest,
+            "labels": each.labels,
+            "retry_of": each.retry_of,
+            "project_id": sender.project_id,
+            "submitted_by": sender.name,
+            "trace": sender.trace,
+        }
+        rows.append(row)
+        if each.retry_of is not None:
+            _link_back(connection, each.retry_of, job_id)
+    return insert_jobs(connection, rows)
+
+
+def _link_back(connection: Connection, job_id: str, retry: str) -> None:
+    """Let a job know by which one it is repeated."""
+    connection.execute(
+        update(jobs).where(jobs.c.id == job_id).values(retried_by=retry, revision=jobs.c.revision + 1)
     )

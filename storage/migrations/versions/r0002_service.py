@@ -16,6 +16,7 @@ def upgrade() -> None:
     for column in (
         sa.Column("kind_version", sa.String(32)),
         sa.Column("retry_of", sa.String(64)),
+        sa.Column("retried_by", sa.String(64)),
         sa.Column("submitted_by", sa.String(128)),
         sa.Column("trace", sa.String(64)),
         sa.Column("told", sa.Integer, nullable=False, server_default="1"),
@@ -25,6 +26,8 @@ def upgrade() -> None:
     op.create_index("jobs_by_project", "jobs", ["project_id", "id"])
     op.create_index("jobs_by_queue", "jobs", ["queue", "state", "id"])
     op.create_index("jobs_by_told", "jobs", ["told", "state"])
+    op.create_index("jobs_by_end", "jobs", ["ended_at"])
+    _tombstones()
     op.create_index("jobs_by_change", "jobs", ["changed_at", "id"])
     _access()
     _audit()
@@ -36,6 +39,17 @@ def upgrade() -> None:
 
 def _project() -> sa.Column[str]:
     return sa.Column("project_id", sa.String(64), nullable=False, server_default="default")
+
+
+def _tombstones() -> None:
+    op.create_table(
+        "tombstones",
+        sa.Column("id", sa.String(64), primary_key=True),
+        sa.Column("project_id", sa.String(64), nullable=False),
+        sa.Column("removed_at", sa.Double, nullable=False),
+        sa.Column("cleared", sa.Integer, nullable=False),
+    )
+    op.create_index("tombstones_by_cleared", "tombstones", ["cleared"])
 
 
 def _access() -> None:
@@ -91,6 +105,7 @@ def _requests() -> None:
         sa.Column("ids", sa.JSON, nullable=False),
         sa.Column("created_at", sa.Double, nullable=False),
     )
+    op.create_index("requests_by_age", "requests", ["created_at"])
 
 
 def _uploads() -> None:
@@ -105,6 +120,7 @@ def _uploads() -> None:
         sa.Column("expires_at", sa.Double, nullable=False),
         sa.Column("length", sa.BigInteger),
         sa.Column("received", sa.BigInteger, nullable=False),
+        sa.Column("objects", sa.Integer, nullable=False),
         sa.Column("volume_id", sa.String(64)),
         sa.Column("facts", sa.JSON, nullable=False),
         sa.Column("revision", sa.Integer, nullable=False),
