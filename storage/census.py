@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, select, text
 
 from storage.clock import now
 from storage.database import Database
 from storage.jobs import OWNED, TERMINAL, JobState, Queue
+from storage.migrations import VERSION_TABLE
 from storage.tables import jobs, kinds, newest_kinds, volumes, worker_of, workers
 
 NEWEST = 10_000
@@ -66,6 +67,12 @@ def alive(database: Database, *, fresh_s: float) -> dict[str, int]:
     """Living workers by the queue whose kinds they run; 0 for a queue of which a kind is known."""
     with database.reading() as connection:
         return living_workers(connection, fresh_s)
+
+
+def schema_step(database: Database) -> str:
+    """The step of the schema's history (storage/migrations) that a database stands at."""
+    with database.reading() as connection:
+        return str(connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar_one())
 
 
 def living_workers(connection: Connection, fresh_s: float) -> dict[str, int]:
