@@ -13,11 +13,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from storage.arriving import FOLDER as ARRIVING
 from storage.catalogue import INGEST, Catalogue
 from storage.checkpoints import checkpoint_folder
-from storage.errors import MissingVolume
+from storage.errors import MissingJob, MissingVolume
 from storage.ids import derived_id
 from storage.jobs import OWNED, TERMINAL, Job, JobState
+from storage.upload_sessions import UploadSessions
 
 ABANDONED_S = 86_400.0
 """An upload that no volume knows is taken for one on its way until it is this old."""
@@ -47,21 +49,49 @@ def tidy_job(data_root: Path, job: Job) -> None:
         for folder in _attempts(data_root / "volumes" / made, r"(\d+)\.zarr", job):
             shutil.rmtree(folder, ignore_errors=True)
     if job.kind == INGEST and job.volume_id is not None and job.state.terminal:
-        upload_path(data_root, job.volume_id).unlink(missing_ok=True)
+        remove(upload_path(data_root, job.volume_id))
 
 
 def tidy(data_root: Path, catalogue: Catalogue) -> None:
-    """Remove what lost workers left: of jobs that ended of late, and of uploads that nobody awaits."""
+    """Remove what lost workers left: of jobs that ended of late, and of uploads that nobody awaits; and the
+    bytes of volumes that were deleted.
+    """
     for state in TERMINAL:
         for job in catalogue.jobs(state=state, limit=RECENT):
             tidy_job(data_root, job)
     for upload in _files(data_root / "uploads"):
         try:
-            ingest = catalogue.volume(upload.name).ingest_job
-        except MissingVolume:
+            ingest = catalogue.job(catalogue.volume(upload.name).ingest_job)
+        except (MissingVolume, MissingJob):
             _remove_if_old(upload)
         else:
-            tidy_job(data_root, catalogue.job(ingest))
+            tidy_job(data_root, ingest)
+    _tidy_arriving(data_root, UploadSessions(catalogue.database))
+    _tidy_deleted(data_root, catalogue)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder; harmless where there is none."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _tidy_arriving(data_root: Path, sessions: UploadSessions) -> None:
+    """Remove what arrived of uploads that have ended, and of those that nobody knows."""
+    sessions.expire()
+    arrived = _files(data_root / ARRIVING)  # before the question: a session begun since then has its row
+    awaited = sessions.open_ids()
+    for folder in arrived:
+        if folder.name not in awaited:
+            remove(folder)
+
+
+def _tidy_deleted(data_root: Path, catalogue: Catalogue) -> None:
+    for volume in catalogue.deleted_volumes():
+        shutil.rmtree(data_root / "volumes" / volume.id, ignore_errors=True)
+        catalogue.removed_bytes(volume.id)
 
 
 def _attempts(folder: Path, pattern: str, job: Job) -> Iterator[Path]:
@@ -85,7 +115,7 @@ def _is_over(attempt: int, job: Job) -> bool:
 def _remove_if_old(upload: Path) -> None:
     with contextlib.suppress(FileNotFoundError):  # it has arrived, or was given up, in this moment
         if time.time() - upload.stat().st_mtime > ABANDONED_S:
-            upload.unlink()
+            remove(upload)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -101,6 +101,22 @@ def refusal(connection: Connection, job_id: str, attempt: int) -> JobCancelled |
     return LeaseLost(job_id, attempt) if cancelling.first() is None else JobCancelled(job_id)
 
 
+def cancel_jobs(connection: Connection, *which: ColumnElement[bool]) -> list[Job]:
+    """Cancel jobs that have not begun at once; ask running ones to stop; leave ended ones as they are."""
+    running = jobs.c.state == JobState.RUNNING
+    changed = change_jobs(
+        connection,
+        *which,
+        jobs.c.state.in_([JobState.WAITING, JobState.QUEUED, JobState.RUNNING]),
+        state=case((running, JobState.CANCELLING), else_=JobState.CANCELLED),
+        ended_at=case((running, None), else_=now()),
+    )
+    for job in changed:
+        if job.state is JobState.CANCELLED:
+            release_dependents(connection, job)
+    return changed
+
+
 def release_dependents(connection: Connection, job: Job) -> None:
     """What follows when a job failed or was cancelled: its volume is rejected, jobs that wait for it fail."""
     error = job.error or {"code": JobCancelled.code, "detail": str(JobCancelled(job.id)), "retryable": False}

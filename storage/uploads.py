@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from storage.disk import DISK_FULL, sync
@@ -15,12 +16,19 @@ from storage.records import Received
 class Upload:
     """One upload on its way: `folder/<volume id>.part` until `finish` gives it its name.
 
-    Raises StorageFull when the disk refuses a write; after any error, call `abort`.
+    `require` is asked before so many bytes more are written, and may refuse them. Raises StorageFull when the
+    disk refuses a write; after any error, call `abort`.
     """
 
-    def __init__(self, folder: Path, volume_id: str, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        volume_id: str,
+        limit_bytes: int,
+        require: Callable[[int], None] = lambda wanted: None,
+    ) -> None:
         self._volume_id = volume_id
-        self._limit = limit_bytes
+        self._limit, self._require = limit_bytes, require
         self._final = folder / volume_id
         self._part = folder / f"{volume_id}.part"
         try:
@@ -38,6 +46,7 @@ class Upload:
         self._size += len(chunk)
         if self._size > self._limit:
             raise ScanTooLarge("upload", self._size, self._limit)
+        self._require(len(chunk))
         self._hash.update(chunk)
         try:
             self._file.write(chunk)

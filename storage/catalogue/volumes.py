@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import Connection, String, cast, insert, or_, select, update
 
 from storage.catalogue.part import Part
 from storage.catalogue.rows import INGEST, insert_job, volume_row
 from storage.clock import now
 from storage.ids import new_id
-from storage.jobs import Job, JobState, Queue
+from storage.jobs import TERMINAL, Job, JobState, Queue
+from storage.quotas import refuse_bytes
 from storage.records import Received, VolumeRecord, VolumeState
-from storage.tables import DEFAULT_PROJECT, volume_of, volumes
-from storage.transitions import close_volume
+from storage.tables import DEFAULT_PROJECT, jobs, volume_of, volumes
+from storage.transitions import cancel_jobs, close_volume
+from storage.upload_errors import VolumeInUse
 
 
 class VolumeRows(Part):
@@ -29,35 +31,20 @@ class VolumeRows(Part):
         project_id: str = DEFAULT_PROJECT,
         submitted_by: str | None = None,
     ) -> tuple[VolumeRecord, Job]:
-        """One transaction: a `validating` volume for an upload, and the `queued` job that will ingest it."""
-        job_id = new_id("job")
+        """One transaction: a `validating` volume for an upload, and the `queued` job that will ingest it.
+
+        Raises QuotaExceeded.
+        """
         with self._database.writing() as connection:
-            row = connection.execute(
-                insert(volumes)
-                .values(
-                    id=upload.volume_id,
-                    name=name,
-                    state=VolumeState.VALIDATING,
-                    created_at=now(),
-                    source_bytes=upload.size,
-                    source_sha256=upload.sha256,
-                    ingest_job=job_id,
-                    project_id=project_id,
-                )
-                .returning(volumes)
-            ).one()
-            job = insert_job(
+            refuse_bytes(connection, project_id, upload.size)
+            return insert_volume(
                 connection,
-                id=job_id,
-                kind=INGEST,
-                state=JobState.QUEUED,
-                parameters={"scan_format": scan_format},
-                volume_id=upload.volume_id,
-                queue=Queue.INTERACTIVE,
+                upload,
+                name=name,
+                scan_format=scan_format,
                 project_id=project_id,
                 submitted_by=submitted_by,
             )
-        return volume_of(row), job
 
     def volume(self, volume_id: str, *, project_id: str | None = None) -> VolumeRecord:
         """One volume. Raises MissingVolume, also for one of another project than the one named."""
@@ -90,3 +77,88 @@ class VolumeRows(Part):
         with self._database.writing() as connection:
             close_volume(connection, volume_id, error)
             return volume_row(connection, volume_id)
+
+    def delete_volume(self, volume_id: str, *, project_id: str | None = None, force: bool = False) -> None:
+        """Delete a volume; its bytes are removed when no job uses it any more. Its row stays.
+
+        Raises MissingVolume, or VolumeInUse while jobs that have not ended use it; with `force` those are
+        cancelled.
+        """
+        with self._database.writing() as connection:
+            connection.execute(select(volumes.c.id).where(volumes.c.id == volume_id).with_for_update())
+            volume_row(connection, volume_id, project_id)
+            users = _users(connection, volume_id)
+            if users and not force:
+                raise VolumeInUse(volume_id, users)
+            cancel_jobs(connection, jobs.c.id.in_(users))
+            connection.execute(
+                update(volumes)
+                .where(volumes.c.id == volume_id)
+                .values(state=VolumeState.DELETED, revision=volumes.c.revision + 1)
+            )
+
+    def deleted_volumes(self, limit: int = 200) -> list[VolumeRecord]:
+        """Volumes that were deleted, whose bytes are still there, and that no job uses any more."""
+        statement = (
+            select(volumes)
+            .where(volumes.c.state == VolumeState.DELETED, volumes.c.store.is_not(None))
+            .order_by(volumes.c.id)
+            .limit(limit)
+        )
+        with self._database.reading() as connection:
+            found = [volume_of(row) for row in connection.execute(statement)]
+            return [volume for volume in found if not _users(connection, volume.id)]
+
+    def removed_bytes(self, volume_id: str) -> None:
+        """Record that the bytes of a deleted volume are gone."""
+        gone = (volumes.c.id == volume_id, volumes.c.state == VolumeState.DELETED)
+        with self._database.writing() as connection:
+            connection.execute(update(volumes).where(*gone).values(store=None))
+
+
+def insert_volume(
+    connection: Connection,
+    upload: Received,
+    *,
+    name: str,
+    scan_format: str,
+    project_id: str,
+    submitted_by: str | None = None,
+) -> tuple[VolumeRecord, Job]:
+    """A `validating` volume for an upload, and the `queued` job that will ingest it."""
+    job_id = new_id("job")
+    row = connection.execute(
+        insert(volumes)
+        .values(
+            id=upload.volume_id,
+            name=name,
+            state=VolumeState.VALIDATING,
+            created_at=now(),
+            source_bytes=upload.size,
+            source_sha256=upload.sha256,
+            ingest_job=job_id,
+            project_id=project_id,
+        )
+        .returning(volumes)
+    ).one()
+    job = insert_job(
+        connection,
+        id=job_id,
+        kind=INGEST,
+        state=JobState.QUEUED,
+        parameters={"scan_format": scan_format},
+        volume_id=upload.volume_id,
+        queue=Queue.INTERACTIVE,
+        project_id=project_id,
+        submitted_by=submitted_by,
+    )
+    return volume_of(row), job
+
+
+def _users(connection: Connection, volume_id: str) -> list[str]:
+    """Jobs that have not ended and use a volume: as theirs, or as a row of a cohort."""
+    named = cast(jobs.c.parameters, String).contains(volume_id, autoescape=True)
+    statement = select(jobs.c.id).where(
+        jobs.c.state.not_in(TERMINAL), or_(jobs.c.volume_id == volume_id, named)
+    )
+    return list(connection.execute(statement.order_by(jobs.c.id)).scalars())
