@@ -41,6 +41,7 @@ BENCHMARKS = {
     "sttp_speed": "orthonormal frames against torch's product of reflections; a layer's step against dense",
     "rsdtr_accuracy": "a compressed ResNet-20 on CIFAR-10: accuracy against SVD, Tucker-2 and TensorLy-Torch",
     "rsdtr_resnet": "tensor rings of pretrained ResNets: the paper's search and ours, storage, MACs, time",
+    "service": "uploads, 1,000 jobs and 200 pollers on one machine, against a raw copy and a bare route",
     "results": "docs/results.md and its figures, from what other benchmarks wrote under docs/results",
 }
 
