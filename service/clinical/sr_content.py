@@ -29,8 +29,8 @@ from service.clinical import units, uuids
 from service.clinical.prediction import SOFTWARE, Report, printable
 
 SCHEME = "99TOMOTRAIN"
-_LONGEST_MEANING = 64
-"""Characters of a LO (PS3.5 6.2)."""
+_LONGEST_MEANING = 63
+"""Characters of a LO (PS3.5 6.2), less the space that pads it to an even number of bytes."""
 _EVALUATIONS = CodedConcept("C0034375", "UMLS", "Qualitative Evaluations")
 
 
