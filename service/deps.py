@@ -17,6 +17,7 @@ from service.queue import JobQueue
 from service.rates import Rates
 from service.settings import ServiceSettings
 from service.shelf import Shelf
+from service.uploading import Uploads
 from service.watching import Watcher
 from storage.access import Access, Scope
 from storage.artifacts import ArtifactStore
@@ -44,6 +45,7 @@ class Services:
     queue: JobQueue
     artifacts: ArtifactStore
     shelf: Shelf
+    uploads: Uploads
     access: Access
     audit: AuditLog
     doorkeeper: Doorkeeper
@@ -61,6 +63,7 @@ class Services:
             queue=queue,
             artifacts=ArtifactStore(settings.data_root / "artifacts"),
             shelf=Shelf(settings.data_root),
+            uploads=Uploads(settings, catalogue),
             access=access,
             audit=AuditLog(catalogue.database),
             doorkeeper=Doorkeeper(settings, access),

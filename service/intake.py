@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import re
+import time
 from collections.abc import AsyncIterator
 from email.message import Message
 from email.utils import collapse_rfc2231_value
@@ -13,6 +15,7 @@ from pathlib import PurePosixPath
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 
 from service.errors import ApiError
 from storage.errors import ScanTooLarge
@@ -20,7 +23,9 @@ from storage.naming import without_identity
 from storage.records import Received
 from storage.uploads import Upload
 
+IDLE_S = 60.0
 _PIECE_BYTES = 1 << 20
+_SLOW_PIECE_S = 5.0
 _SHA256 = re.compile(r"(?:^|,)\s*sha-256\s*=\s*([^,;\s]+)", re.IGNORECASE)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, also those that turn the direction of writing, and halves of surrogate pairs."""
@@ -88,18 +93,24 @@ def _hex_of_byte_sequence(header: str, value: str) -> str:
 
 def check_announced_size(headers: Headers, limit: int) -> None:
     """Refuse a body before its first byte. Raises ScanTooLarge."""
+    announced = announced_size(headers)
+    if announced > limit:
+        raise ScanTooLarge("upload", announced, limit)
+
+
+def announced_size(headers: Headers) -> int:
+    """How long the body will be; 0 where nobody says."""
     announced = headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit:
-        raise ScanTooLarge("upload", int(announced), limit)
+    return int(announced) if announced.isascii() and announced.isdecimal() else 0
 
 
-async def receive(request: Request, upload: Upload) -> Received:
+async def receive(request: Request, upload: Upload, idle_s: float = IDLE_S) -> Received:
     """Write the request's body into the upload, disk work in threads, a piece at a time in memory.
 
-    Whatever goes wrong, a lost connection included, leaves nothing behind.
+    Whatever goes wrong, a lost or idle connection included, leaves nothing behind.
     """
     try:
-        async for piece in _pieces(request):
+        async for piece in pieces(request, idle_s):
             await run_in_threadpool(upload.write, piece)
         return await run_in_threadpool(upload.finish, announced_sha256(request.headers))
     except BaseException:
@@ -107,13 +118,40 @@ async def receive(request: Request, upload: Upload) -> Received:
         raise
 
 
-async def _pieces(request: Request) -> AsyncIterator[bytes]:
-    """The body in pieces of about a megabyte, so that few hops to a thread are needed."""
-    piece = bytearray()
-    async for chunk in request.stream():
-        piece += chunk
-        if len(piece) >= _PIECE_BYTES:
+async def pieces(request: Request, idle_s: float) -> AsyncIterator[bytes]:
+    """The body in pieces of about a megabyte, so that few hops to a thread are needed; smaller where it comes
+    slowly.
+
+    What came before a connection was lost (ClientDisconnect) comes too. Raises ApiError `upload-idle` when
+    nothing comes for `idle_s` seconds.
+    """
+    piece, began = bytearray(), time.monotonic()
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(idle_s):
+                chunk = await anext(stream, None)
+        except (ClientDisconnect, TimeoutError) as error:
+            if piece:
+                yield bytes(piece)
+            if isinstance(error, TimeoutError):
+                raise _idle(idle_s) from None
+            raise
+        piece += chunk or b""
+        if len(piece) >= _PIECE_BYTES or (piece and time.monotonic() - began > _SLOW_PIECE_S):
             yield bytes(piece)
             piece.clear()
+            began = time.monotonic()
+        if chunk is None:
+            break
     if piece:
         yield bytes(piece)
+
+
+def _idle(idle_s: float) -> ApiError:
+    return ApiError(
+        "upload-idle",
+        f"nothing came for {idle_s:g} s; send the rest again, or resume the upload where it was one in parts",
+        retryable=True,
+        headers={"Connection": "close"},
+    )

@@ -11,6 +11,19 @@ class ServiceSettings(StorageSettings):
     """What the web process needs to know beside where things are kept."""
 
     max_upload_bytes: int = Field(16 << 30, gt=0, description="largest scan accepted, in bytes as sent")
+    upload_keep_s: float = Field(
+        86_400.0, gt=0, description="an upload in parts to which nothing is added for this long is given up"
+    )
+    upload_idle_s: float = Field(
+        60.0, gt=0, description="a body of which nothing comes for this long is cut off"
+    )
+    disk_kept_share: float = Field(
+        0.05, ge=0, lt=1, description="share of the disk that uploads leave free (507 storage-low)"
+    )
+    disk_kept_bytes: int = Field(2 << 30, ge=0, description="they leave so many bytes free, if that is more")
+    import_roots: tuple[str, ...] = Field(
+        (), description="folders (or s3://bucket/prefix) that scans may be imported from by reference"
+    )
     sweep_every_s: float = Field(2.0, gt=0, description="pause between two sweeps of the catalogue")
     ring_after_s: float = Field(
         30.0, ge=0, description="a queued job is rung again when its ring is this old"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.routes import access, dashboard, health, jobs, kinds, volumes
+from service.routes import access, dashboard, health, imports, jobs, kinds, tus, uploads, volumes
 
 ROUTERS: tuple[APIRouter, ...] = (
     volumes.router,
+    imports.router,
+    uploads.router,
+    tus.router,
     kinds.router,
     jobs.router,
     access.router,

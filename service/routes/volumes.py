@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
+from service.accepting import accept, accepted
 from service.conditional import (
     PageSize,
     PageToken,
@@ -23,18 +23,13 @@ from service.conditional import (
     strong_etag,
     unchanged,
 )
-from service.deps import FoundVolume, Known, Parts, ReadyVolume, Services, needs
+from service.deps import FoundVolume, Known, Parts, ReadyVolume, needs
 from service.errors import ApiError
-from service.identity import Principal
-from service.intake import announced_sha256, check_announced_size, receive, scan_name
-from service.schemas import PROBLEMS, Accepted, VolumePage, VolumeView, job_view, volume_view
+from service.intake import announced_sha256, announced_size, check_announced_size, receive, scan_name
+from service.schemas import PROBLEMS, Accepted, VolumePage, VolumeView, volume_view
 from service.slices import Window, png
 from storage.access import Scope
 from storage.ids import new_id
-from storage.jobs import Job
-from storage.readers import identify
-from storage.readers.base import Limits
-from storage.records import Received, VolumeRecord
 from storage.tidy import upload_path
 from storage.uploads import Upload
 from storage.volume import Volume
@@ -80,32 +75,13 @@ async def send_scan(
     announced_sha256(request.headers)
     called = scan_name(name, request.headers)
     volume_id = new_id("vol")
-    upload = Upload(upload_path(parts.settings.data_root, volume_id).parent, volume_id, limit)
-    received = await receive(request, upload)
-    volume, job = await run_in_threadpool(_accept, parts, received, called, who)
+    await run_in_threadpool(parts.uploads.require_room, who.project_id, announced_size(request.headers))
+    folder = upload_path(parts.settings.data_root, volume_id).parent
+    upload = Upload(folder, volume_id, limit, parts.uploads.watermark.require)
+    received = await receive(request, upload, parts.settings.upload_idle_s)
+    volume, job = await run_in_threadpool(accept, parts.catalogue, received, called, who)
     background.add_task(parts.ring, job)
-    return JSONResponse(
-        Accepted(volume=volume_view(volume), job=job_view(job)).model_dump(mode="json"),
-        202,
-        {"Location": f"/v1/volumes/{volume.id}", "Retry-After": "1"},
-        background=background,
-    )
-
-
-def _accept(parts: Services, received: Received, name: str, who: Principal) -> tuple[VolumeRecord, Job]:
-    """Look at an upload's content and enter it in the catalogue; it is removed when that fails."""
-    try:
-        scan_format = identify(received.path, Limits())
-        return parts.catalogue.create_volume(
-            received,
-            name=name,
-            scan_format=scan_format,
-            project_id=who.project_id,
-            submitted_by=who.name,
-        )
-    except BaseException:
-        received.path.unlink(missing_ok=True)
-        raise
+    return accepted(volume, job, background)
 
 
 @router.get("", response_model=VolumePage)
@@ -132,6 +108,20 @@ def list_volumes(
 def get_volume(request: Request, record: FoundVolume) -> Response:
     """One volume."""
     return json_answer(request, volume_view(record), etag=strong_etag(record.id, record.revision))
+
+
+@router.delete("/{volume_id}", status_code=204, dependencies=[needs(Scope.VOLUMES_WRITE)])
+def delete_volume(
+    record: FoundVolume,
+    parts: Parts,
+    who: Known,
+    force: Annotated[bool, Query(description="cancel the jobs that use it")] = False,
+) -> Response:
+    """Delete a volume; its bytes go when no job uses it any more, volumes derived from it stay."""
+    if force:
+        who.require(Scope.JOBS_WRITE)
+    parts.catalogue.delete_volume(record.id, project_id=who.project_id, force=force)
+    return Response(status_code=204)
 
 
 class Look(BaseModel):

@@ -1,0 +1,41 @@
+"""What has arrived whole becomes a volume, whichever way it came."""
+
+from __future__ import annotations
+
+from fastapi import BackgroundTasks
+from fastapi.responses import JSONResponse
+
+from service.identity import Principal
+from service.schemas import Accepted, job_view, volume_view
+from storage.catalogue import Catalogue
+from storage.jobs import Job
+from storage.readers import identify
+from storage.readers.base import Limits
+from storage.records import Received, VolumeRecord
+from storage.tidy import remove
+
+
+def accept(catalogue: Catalogue, received: Received, name: str, who: Principal) -> tuple[VolumeRecord, Job]:
+    """Look at an upload's content and enter it in the catalogue; it is removed when that fails."""
+    try:
+        scan_format = identify(received.path, Limits())
+        return catalogue.create_volume(
+            received,
+            name=name,
+            scan_format=scan_format,
+            project_id=who.project_id,
+            submitted_by=who.name,
+        )
+    except BaseException:
+        remove(received.path)
+        raise
+
+
+def accepted(volume: VolumeRecord, job: Job, background: BackgroundTasks) -> JSONResponse:
+    """The answer: 202, with the volume and the job that reads it."""
+    return JSONResponse(
+        Accepted(volume=volume_view(volume), job=job_view(job)).model_dump(mode="json"),
+        202,
+        {"Location": f"/v1/volumes/{volume.id}", "Retry-After": "1"},
+        background=background,
+    )
