@@ -13,6 +13,7 @@ import typer
 from service.client import ServiceProblem, ServiceUnreachable
 from service.cohort_table import BadTable
 from service.commands.analyze import analyze
+from service.commands.backup import backup, restore
 from service.commands.common import BadOption
 from service.commands.compress import compress
 from service.commands.compress_model import compress_model
@@ -45,6 +46,8 @@ COMMANDS = (
     (predict, "Ask a model about a scan."),
     (evaluate, "Judge a model on scans whose answers are known."),
     (compress_model, "Make a smaller model of a model and print what that changes."),
+    (backup, "Copy everything that persists while the service runs; or --verify a copy."),
+    (restore, "Make a data root of a backup."),
     (demo, "Try it on a real scan; leaves nothing behind."),
 )
 

@@ -1,0 +1,293 @@
+"""A copy of everything that persists, taken while the service runs, and its proof.
+
+    <target>/backup.json     what is there: size and sha-256 of every file, and what was left out, with why
+             catalogue.db    the catalogue at one moment
+             volumes/...     the stores of its ready volumes
+             artifacts/...   what its jobs have published
+             uploads/...     scans that wait to be read
+             logs/...        of jobs that have ended
+
+The catalogue is copied first; then the files that it names, which never change once it names them: by hard
+links on the same disk, else by copying. Every byte is compared with the digest that the catalogue, or the
+volume's manifest, knows. What is removed meanwhile makes it begin again with a later moment. The target has
+its name when it is whole. API keys are in it as hashes; the file `run/key` is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from storage.disk import make_folder, sync, write_whole
+from storage.errors import CorruptVolume
+from storage.jobs import TERMINAL, Job, JobState
+from storage.manifest import NAME as MANIFEST
+from storage.manifest import Manifest
+from storage.migrations import HEAD
+from storage.records import VolumeRecord, VolumeState
+from storage.snapshot import reading, snapshot
+from storage.tables import job_of, jobs, volume_of, volumes
+
+NAME = "backup.json"
+CATALOGUE = "catalogue.db"
+FORMAT = 1
+ROUNDS = 5
+_JOB = re.compile(r"job_[0-9a-f-]+")
+
+
+class BackupError(Exception):
+    """A backup that cannot be made, or cannot be used. `str(error)` names the cause and the cure."""
+
+
+@dataclass(frozen=True)
+class KeptFile:
+    """Size in bytes and sha-256 (hex)."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What the catalogue names and the backup does not have: a path, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Backup:
+    """What `backup.json` says. `files` are by path below the target; times are in ISO 8601, UTC."""
+
+    created_at: str
+    files: Mapping[str, KeptFile]
+    left_out: tuple[LeftOut, ...] = ()
+    release: str = field(default_factory=lambda: version("tomotrain"))
+    schema: str = HEAD
+    format: int = FORMAT
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(kept.size for kept in self.files.values())
+
+    @property
+    def digest(self) -> str:
+        """sha-256 of the lines `<sha-256>  <size>  <path>`, sorted by path."""
+        lines = (f"{kept.sha256}  {kept.size}  {path}\n" for path, kept in sorted(self.files.items()))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def write(self, target: Path) -> None:
+        """Put it beside the files."""
+        document = {**asdict(self), "digest": self.digest}
+        write_whole(target / NAME, json.dumps(document, indent=1, sort_keys=True).encode())
+
+    @classmethod
+    def read(cls, source: Path) -> Backup:
+        """What a folder says of itself. Raises BackupError where it is no backup that this release reads."""
+        try:
+            document: dict[str, Any] = json.loads((source / NAME).read_bytes())
+            digest = document.pop("digest")
+            files = {_plain(path): KeptFile(**kept) for path, kept in document.pop("files").items()}
+            left_out = tuple(LeftOut(**each) for each in document.pop("left_out"))
+            backup = cls(files=files, left_out=left_out, **document)
+        except FileNotFoundError:
+            raise BackupError(f"{source} has no {NAME}: it is no backup, or one that did not end") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BackupError(
+                f"{source / NAME} cannot be read ({type(error).__name__}); take another backup"
+            ) from error
+        if backup.format != FORMAT:
+            raise BackupError(f"{source} is of format {backup.format}; this release reads {FORMAT}")
+        if backup.digest != digest:
+            raise BackupError(
+                f"{source / NAME} was changed: its files have the digest {backup.digest}, not {digest}"
+            )
+        return backup
+
+
+def back_up(url: str, data_root: Path, target: Path) -> Backup:
+    """Copy the catalogue at a SQLAlchemy URL, and what it names below the data root, into a new folder.
+
+    Raises BackupError where the target is taken, CatalogueUnavailable, StorageFull, or OSError.
+    """
+    if target.exists():
+        raise BackupError(f"{target} is there already; name a new folder")
+    unfinished = target.with_name(f"{target.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    make_folder(unfinished)
+    unfinished.chmod(0o700)
+    try:
+        backup = _copy(url, data_root, unfinished)
+        backup.write(unfinished)
+        unfinished.rename(target)
+        sync(target.parent)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    return backup
+
+
+def verify(source: Path) -> list[str]:
+    """What is wrong with a backup, every byte read again: a line for each file. Raises BackupError."""
+    return list(_wrong(source, Backup.read(source)))
+
+
+def hashed(path: Path) -> KeptFile:
+    """A file's size and sha-256. Raises OSError."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return KeptFile(file.tell(), digest)
+
+
+def _wrong(source: Path, backup: Backup) -> Iterator[str]:
+    for path, kept in backup.files.items():
+        try:
+            found = hashed(source / path)
+        except OSError as error:
+            yield f"{path}: {error.strerror}"
+            continue
+        if found != kept:
+            yield f"{path}: {found.size} bytes with sha-256 {found.sha256} are not what was kept"
+
+
+def _copy(url: str, data_root: Path, target: Path) -> Backup:
+    """As `back_up`, into a folder that is there; begins again while what the catalogue names goes away."""
+    files: dict[str, KeptFile] = {}
+    missed: set[LeftOut] = set()
+    for _ in range(ROUNDS):
+        (target / CATALOGUE).unlink(missing_ok=True)
+        moment = datetime.now(UTC).isoformat(timespec="seconds")
+        snapshot(url, target / CATALOGUE)
+        copying = _Copying(data_root, target, files)
+        with reading(target / CATALOGUE) as rows:
+            copying.everything(rows)
+        before, missed = missed, copying.left_out
+        if missed <= before:
+            break
+    for path in files.keys() - copying.named:
+        (target / path).unlink(missing_ok=True)
+    kept = {path: files[path] for path in sorted(copying.named)}
+    kept[CATALOGUE] = hashed(target / CATALOGUE)
+    return Backup(moment, kept, tuple(sorted(missed, key=lambda each: each.path)))
+
+
+class _Copying:
+    """One round: what the snapshot names, linked or copied, and compared. `files` outlasts the round."""
+
+    def __init__(self, data_root: Path, target: Path, files: dict[str, KeptFile]) -> None:
+        self._data_root, self._target, self._files = data_root, target, files
+        self.named: set[str] = set()
+        self.left_out: set[LeftOut] = set()
+
+    def everything(self, rows: Connection) -> None:
+        """Copy what waits to be read first: it is what goes away soonest."""
+        known = [volume_of(row) for row in rows.execute(select(volumes).order_by(volumes.c.id))]
+        for volume in known:
+            if volume.state is VolumeState.VALIDATING:
+                self._upload(volume)
+        for volume in known:
+            if volume.state is VolumeState.READY:
+                self._store(volume)
+        for row in rows.execute(select(jobs).where(jobs.c.state == JobState.SUCCEEDED).order_by(jobs.c.id)):
+            self._artifacts(job_of(row))
+        self._logs(set(rows.execute(select(jobs.c.id).where(jobs.c.state.in_(TERMINAL))).scalars()))
+
+    def _upload(self, volume: VolumeRecord) -> None:
+        """One file, or the folder of a Zarr."""
+        place = self._data_root / "uploads" / volume.id
+        if not place.is_dir():
+            known = KeptFile(volume.source_bytes, volume.source_sha256)
+            self._take_all(place, {f"uploads/{volume.id}": known})
+            return
+        found = sorted(path for path in place.rglob("*") if path.is_file())
+        self._take_all(place, {path.relative_to(self._data_root).as_posix(): None for path in found})
+
+    def _store(self, volume: VolumeRecord) -> None:
+        assert volume.stored is not None
+        assert volume.store is not None
+        folder = self._data_root / volume.store
+        try:
+            manifest = Manifest.read(folder)
+        except CorruptVolume as error:
+            self._leave_out(folder, str(error))
+            return
+        if manifest.digest != volume.stored.digest:
+            self._leave_out(folder, "its manifest is not the one that the catalogue knows")
+            return
+        known = {key: KeptFile(kept.size, kept.sha256) for key, kept in manifest.objects.items()}
+        self._take_all(
+            folder, {f"{volume.store}/{key}": kept for key, kept in {**known, MANIFEST: None}.items()}
+        )
+
+    def _artifacts(self, job: Job) -> None:
+        folder = f"artifacts/{job.id}/{job.attempt}"
+        known = {f"{folder}/{each.name}": KeptFile(each.size, each.sha256) for each in job.artifacts}
+        self._take_all(self._data_root / folder, known)
+
+    def _logs(self, ended: set[str]) -> None:
+        """A line may still be added to a log: it is copied, and nothing depends on it."""
+        for path in sorted((self._data_root / "logs").rglob("*")):
+            name = path.relative_to(self._data_root).as_posix()
+            job = _JOB.match(name.split("/")[1])
+            if job and job[0] in ended and path.is_file():
+                self._files.pop(name, None)
+                with contextlib.suppress(FileNotFoundError):
+                    self._take(name, link=False)
+                    self.named.add(name)
+
+    def _take_all(self, place: Path, wanted: Mapping[str, KeptFile | None]) -> None:
+        """Take all of a thing, or none: a part of a volume is no volume."""
+        for path, known in wanted.items():
+            try:
+                found = self._files.get(path) or self._take(path)
+            except OSError as error:
+                self._leave_out(place, f"{path}: {error.strerror}")
+                return
+            if known is not None and found != known:
+                self._leave_out(place, f"{path}: it is not what the catalogue knows")
+                return
+        self.named |= wanted.keys()
+
+    def _take(self, path: str, *, link: bool = True) -> KeptFile:
+        source, target = self._data_root / path, self._target / path
+        make_folder(target.parent)
+        target.unlink(missing_ok=True)
+        if not (link and _linked(source, target)):
+            shutil.copyfile(source, target)
+            sync(target)
+        self._files[path] = hashed(target)
+        return self._files[path]
+
+    def _leave_out(self, place: Path, reason: str) -> None:
+        self.left_out.add(LeftOut(place.relative_to(self._data_root).as_posix(), reason))
+
+
+def _linked(source: Path, target: Path) -> bool:
+    """Whether a second name could be given to the file. Raises FileNotFoundError."""
+    try:
+        target.hardlink_to(source)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another disk, or one without links
+        return False
+    return True
+
+
+def _plain(path: str) -> str:
+    """The path, if it stays below its folder. Raises ValueError."""
+    parts = Path(path).parts
+    if Path(path).is_absolute() or ".." in parts or not parts or "\0" in path:
+        raise ValueError(path)
+    return path
