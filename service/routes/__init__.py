@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.routes import access, dashboard, health, imports, jobs, kinds, tus, uploads, volumes
+from service.routes import access, dashboard, events, health, imports, jobs, kinds, tus, uploads, volumes
 
 ROUTERS: tuple[APIRouter, ...] = (
     volumes.router,
@@ -13,6 +13,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     tus.router,
     kinds.router,
     jobs.router,
+    events.router,
     access.router,
     health.router,
     dashboard.router,

@@ -16,6 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from service.app import create_app
+from service.deps import Services
 from service.protocol import Protocol
 from service.queue import MemoryQueue
 from service.settings import ServiceSettings
@@ -72,6 +73,7 @@ class House:
     catalogue: Catalogue
     queue: MemoryQueue
     http: httpx.Client
+    parts: Services
 
     def send(self, body: bytes, **options: Any) -> dict[str, Any]:
         """Upload; the answer's body."""
@@ -167,5 +169,6 @@ def open_house(root: Path, **settings: Any) -> Iterator[House]:
     catalogue = Catalogue.open(chosen.catalogue_url)
     catalogue.announce("worker", [EMBED, INTERNAL], "cpu")
     queue = MemoryQueue()
-    with serving(create_app(chosen, catalogue, queue)) as http:
-        yield House(root, catalogue, queue, http)
+    app = create_app(chosen, catalogue, queue)
+    with serving(app) as http:
+        yield House(root, catalogue, queue, http, app.state.services)

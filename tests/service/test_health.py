@@ -53,6 +53,8 @@ def test_the_contract_names_every_route_and_its_errors(house: House) -> None:
         "/v1/jobs/{job_id}/result",
         "/v1/jobs/{job_id}/artifacts/{name}",
         "/v1/jobs/{job_id}/cancel",
+        "/v1/jobs/{job_id}/events",
+        "/v1/events",
         "/livez",
         "/startupz",
         "/readyz",
