@@ -22,18 +22,24 @@ class Form(StrEnum):
 
     NIFTI = "nifti"
     OME_ZARR = "ome-zarr"
+    DICOM = "dicom"
 
 
-ENDINGS = {Form.NIFTI: (".nii.gz",), Form.OME_ZARR: (".zip", ".ozx")}
+ENDINGS = {Form.NIFTI: (".nii.gz",), Form.OME_ZARR: (".zip", ".ozx"), Form.DICOM: (".zip",)}
 
 
 def export(
     scan: Scan,
     output: Annotated[
-        Path, typer.Option(help="File to write: .nii.gz for nifti, .zip or .ozx for ome-zarr.")
+        Path,
+        typer.Option(help="File to write: .nii.gz for nifti, .zip or .ozx for ome-zarr, .zip for dicom."),
     ],
     form: Annotated[
-        Form, typer.Option("--format", help="nifti, or ome-zarr: a zip of an OME-Zarr 0.5 store.")
+        Form,
+        typer.Option(
+            "--format",
+            help="nifti; ome-zarr: a zip of an OME-Zarr 0.5 store; dicom: a zip of single-frame instances.",
+        ),
     ] = Form.NIFTI,
     keep_codecs: Annotated[
         bool,
@@ -44,8 +50,8 @@ def export(
 ) -> None:
     """Write a volume of the service, or a scan that is sent first, as one file."""
     refuse_wrong_name(output, form)
-    if keep_codecs and form is Form.NIFTI:
-        raise BadOption("--keep-codecs: NIfTI has no chunks that could keep them; add --format ome-zarr")
+    if keep_codecs and form is not Form.OME_ZARR:
+        raise BadOption("--keep-codecs: only Zarr has chunks that could keep them; add --format ome-zarr")
     refuse_unknown(scan)
     refuse_taken(output)
     with connected(url) as client:

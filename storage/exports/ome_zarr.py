@@ -7,7 +7,6 @@ shard, as an ingested scan's is; a volume that has no other codecs is taken as i
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +19,7 @@ from zarr.core.metadata.v3 import ArrayV3Metadata
 from zarr.storage import MemoryStore
 
 from storage.chunks import ChunkReader
-from storage.errors import CorruptVolume
+from storage.exports.objects import sound_object
 from storage.exports.zips import metadata_first
 from storage.grid import Frames
 from storage.jobs import Progress
@@ -63,19 +62,8 @@ def _as_they_are(volume: Volume, report: Report) -> Iterator[Entry]:
     keys = sorted(volume.manifest.objects, key=metadata_first)
     for done, key in enumerate(keys):
         report(Progress("writing", done, len(keys), "objects"))
-        yield key, _sound(volume, key)
+        yield key, sound_object(volume, key)
     yield MANIFEST, volume.key_path(MANIFEST).read_bytes()
-
-
-def _sound(volume: Volume, key: str) -> bytes:
-    """An object's content, compared with the manifest."""
-    try:
-        content = volume.key_path(key).read_bytes()
-    except FileNotFoundError:
-        raise CorruptVolume(key, "the object is missing") from None
-    if hashlib.sha256(content).hexdigest() != volume.manifest.objects[key].sha256:
-        raise CorruptVolume(key, "the object is not the one that the manifest names")
-    return content
 
 
 def _coded_anew(volume: Volume, report: Report) -> Iterator[Entry]:

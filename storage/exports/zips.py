@@ -1,24 +1,27 @@
 """An OME-Zarr store as one zip, as OME-NGFF's RFC-9 has it: nothing deflated, metadata first, and a comment
-that says so. Written forwards, an entry at a time: what has been handed out is not changed any more.
+that says so; and other files likewise. Written forwards, an entry at a time: what has been handed out is not
+changed any more.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 COMMENT = {"ome": {"version": "0.5", "zipFile": {"centralDirectory": {"jsonFirst": True}}}}
 
 
-def zip_pieces(entries: Iterable[tuple[str, bytes]]) -> Iterator[bytes]:
+def zip_pieces(
+    entries: Iterable[tuple[str, bytes]], comment: Mapping[str, object] | None = COMMENT
+) -> Iterator[bytes]:
     """The bytes of a zip of names and contents, in the order in which they come. The same entries make the
-    same bytes: there are no times in them.
+    same bytes: there are no times in them. `comment` is the archive's own.
     """
     end = _End()
     with ZipFile(end, "w", ZIP_STORED) as archive:
-        archive.comment = json.dumps(COMMENT).encode()
+        archive.comment = json.dumps(comment).encode() if comment else b""
         for name, content in entries:
             archive.writestr(ZipInfo(name), content)
             yield end.taken()

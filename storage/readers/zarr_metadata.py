@@ -303,8 +303,8 @@ def _check_version(configuration: dict[str, Any]) -> None:
     try:
         PuttCodec.readable(configuration.get("version"))
     except ValueError:
-        told = f"Zarr codec {BLOCKS!r}: blocks of another version than {PuttCodec.newest} are not read"
-        raise UnsupportedScan(f"{told}; use a Tomotrain that is as new as the one that wrote them") from None
+        told = f"Zarr codec {BLOCKS!r}: blocks of another version than {PuttCodec.newest} are not read here"
+        raise UnsupportedScan(f"{told}; if another Tomotrain wrote them, use a newer one") from None
 
 
 def _check_extent(shape: tuple[int, ...], layout: Layout, limits: Limits) -> None:

@@ -185,7 +185,9 @@ def test_bad_options_end_with_one_line_before_anything_is_sent(
     assert_one_line(run("export", head, *url, "--output", tmp_path / "a.nii"), "must end in .nii.gz")
     kept = ("--output", tmp_path / "a.nii.gz", "--keep-codecs")
     assert_one_line(run("export", head, *url, *kept), "add --format ome-zarr")
-    assert run("export", head, *url, "--format", "dicom", "--output", tmp_path / "a").returncode == 2
+    assert run("export", head, *url, "--format", "analyze", "--output", tmp_path / "a").returncode == 2
+    dicom = ("--output", tmp_path / "a.dcm", "--format", "dicom")
+    assert_one_line(run("export", head, *url, *dicom), "must end in .zip")
     assert len(archive.catalogue.jobs(limit=100)) == count
 
 

@@ -78,7 +78,7 @@ class Clinic:
         for address in ("slices/z/0", "zarr/zarr.json", "zarr/manifest.json", "zarr/0/zarr.json"):
             self._ask(about, "GET", f"{volume}/{address}")
         self._ask(about, "GET", f"{volume}/zarr/dicom.json")
-        for form in ("nifti", "ome-zarr"):
+        for form in ("nifti", "ome-zarr", "dicom"):
             body = {"kind": "export", "volume_id": volume.rpartition("/")[2], "parameters": {"format": form}}
             job = self._ask(about, "POST", "/v1/jobs", json=body).json()
             ended = self._runner.run(job["id"])
@@ -168,6 +168,7 @@ def test_nothing_is_left_of_uploads(leavings: Leavings) -> None:
     names = [name for name, _ in leavings.files]
     assert any(name.startswith("catalogue.db") for name in names)
     assert any(name.endswith("dicom.json") for name in names)
+    assert any(name.endswith("volume.dicom.zip") for name in names)
     assert not [name for name in names if name.startswith("uploads/")]
 
 

@@ -85,8 +85,9 @@ def test_a_compressed_volume_is_exported_like_any_other(
 @pytest.mark.parametrize(
     ("parameters", "pointer"),
     [
-        ({"format": "dicom"}, "/format"),
+        ({"format": "analyze"}, "/format"),
         ({"format": "nifti", "keep_codecs": True}, "/keep_codecs"),
+        ({"format": "dicom", "keep_codecs": True}, "/keep_codecs"),
         ({"level": 1}, "/level"),
     ],
 )
@@ -102,6 +103,48 @@ def test_what_cannot_be_is_refused_with_its_place(
     assert job.error is not None
     assert (job.error["code"], job.error["problems"][0][0]) == ("invalid-parameters", pointer)
     assert files_below(tmp_path / "artifacts", "*/*") == []
+
+
+def test_a_volume_goes_out_as_dicom(
+    catalogue: Catalogue, make_runner: Any, tmp_path: Path, volume: VolumeRecord
+) -> None:
+    runner = make_runner(Ingest(), Export())
+    job = exported(catalogue, runner, volume, format="dicom")
+    assert job.result is not None
+    path = artifact(tmp_path, job)
+    assert (path.name, job.artifacts[0].media_type) == ("volume.dicom.zip", "application/zip")
+    assert job.result["notes"] == [
+        "instances are Secondary Captures: the volume has not all that its modality's class asks for"
+    ]
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert archive.comment == b""
+        assert len(archive.namelist()) == VOXELS.shape[2]
+    record, sent = upload(catalogue, tmp_path, path.read_bytes())
+    assert runner.run(sent.id).state is JobState.SUCCEEDED
+    again = Volume.open(tmp_path / str(catalogue.volume(record.id).store))
+    np.testing.assert_array_equal(again.array(0)[...], VOXELS.T)
+    np.testing.assert_allclose(again.stored.grid.matrix, AFFINE, atol=1e-6)
+
+
+def test_dicom_tells_what_rounding_cost_and_refuses_what_it_cannot_say(
+    catalogue: Catalogue, make_runner: Any, tmp_path: Path
+) -> None:
+    runner = make_runner(Ingest(), Export())
+    voxels = np.random.default_rng(0).standard_normal((40, 30, 20)).astype(np.float32)
+    record, sent = upload(catalogue, tmp_path, nibabel.Nifti1Image(voxels, AFFINE).to_bytes())
+    runner.run(sent.id)
+    job = exported(catalogue, runner, catalogue.volume(record.id), format="dicom")
+    assert job.result is not None
+    assert "rounded to 16 bits, by " in job.result["notes"][0]
+
+    leaning = AFFINE.copy()
+    leaning[0, 1] = 0.3
+    record, sent = upload(catalogue, tmp_path, nibabel.Nifti1Image(voxels, leaning).to_bytes())
+    runner.run(sent.id)
+    job = exported(catalogue, runner, catalogue.volume(record.id), format="dicom")
+    assert job.error is not None
+    assert (job.error["code"], job.error["problems"][0][0]) == ("invalid-parameters", "/format")
 
 
 def test_an_export_is_cancelled_between_slabs(
