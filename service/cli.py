@@ -20,6 +20,7 @@ from service.commands.compress_model import compress_model
 from service.commands.demo import demo
 from service.commands.evaluate import evaluate
 from service.commands.export import export
+from service.commands.gc import gc
 from service.commands.keys import keys
 from service.commands.predict import predict
 from service.commands.recipes import recipes
@@ -48,6 +49,7 @@ COMMANDS = (
     (compress_model, "Make a smaller model of a model and print what that changes."),
     (backup, "Copy everything that persists while the service runs; or --verify a copy."),
     (restore, "Make a data root of a backup."),
+    (gc, "Remove files that belong to nobody."),
     (demo, "Try it on a real scan; leaves nothing behind."),
 )
 

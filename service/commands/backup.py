@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from service.commands.common import AsJson, BadOption, DataRoot, data_root, errors
+from service.commands.common import AsJson, BadOption, DataRoot, errors
+from service.commands.inside import inside
 from service.settings import ServiceSettings
 from service.terminal import pairs, words
 from storage.backup import Backup, BackupError, back_up, verify
@@ -27,9 +28,7 @@ def backup(target: Place, check: Verify = False, root: DataRoot = None, as_json:
     if check:
         _verified(target, as_json)
         return
-    settings = ServiceSettings(data_root=data_root(root))
-    if settings.db_url is None and not (settings.data_root / "catalogue.db").is_file():
-        raise BadOption(f"--data-root {settings.data_root}: there is no catalogue.db in it; name a data root")
+    settings = inside(root)
     try:
         with errors.status("Copying and comparing"):
             made = back_up(settings.catalogue_url, settings.data_root, target.absolute())
