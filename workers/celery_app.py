@@ -11,6 +11,7 @@ from celery import Celery
 from celery.signals import worker_init, worker_process_init, worker_process_shutdown
 
 from storage.jobs import Queue
+from workers.hearing import Hearing
 from workers.settings import WorkerSettings
 from workers.tasks import add_tasks, call_helpers
 
@@ -84,6 +85,7 @@ class _Lifetime:
         self._app, self._settings, self._load_kinds = app, settings, load_kinds
         self._name = "worker"
         self._process: WorkerProcess | None = None
+        self._hearing: Hearing | None = None
 
     def remember_name(self, sender: Any, **_: Any) -> None:
         """In the parent: the name that `celery worker --hostname` gave."""
@@ -93,12 +95,24 @@ class _Lifetime:
         """In a fresh pool process. A worker that cannot begin ends, and its supervisor starts it again."""
         from workers.process import WorkerProcess  # noqa: PLC0415 - heavy, and only after the fork
 
-        self._process = WorkerProcess(
+        process = WorkerProcess(
             self._settings, self._load_kinds(), self._name, call_helpers=partial(call_helpers, self._app)
         )
+        self._process = process
+        self._hearing = Hearing(
+            self._app,
+            self._name,
+            process.idle_s,
+            process.heard,
+            every_s=self._settings.hearing_s,
+            deaf_s=self._settings.deaf_s,
+        )
+        self._hearing.start()
 
     def end(self, **_: Any) -> None:
         """At the end of a pool process."""
+        if self._hearing is not None:
+            self._hearing.stop()
         if self._process is not None:
             self._process.close()
 

@@ -1,4 +1,6 @@
-"""A worker's signs of life: it announces what it can do, then says again and again that it is there."""
+"""A worker's signs of life: it announces what it can do, then says again and again that it is there, for as
+long as messages reach it (workers/hearing.py).
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,7 @@ class Presence:
     ) -> None:
         self._catalogue, self._worker, self._kinds, self._device = catalogue, worker, kinds, device
         self._every_s = every_s
+        self._heard = True
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="presence", daemon=True)
 
@@ -28,6 +31,10 @@ class Presence:
         self._catalogue.announce(self._worker, self._kinds, self._device)
         self._thread.start()
 
+    def heard(self, hears: bool) -> None:
+        """Whether messages reach the worker: while they do not, it gives no sign of life."""
+        self._heard = hears
+
     def stop(self) -> None:
         """End the thread."""
         self._ended.set()
@@ -35,6 +42,8 @@ class Presence:
 
     def _keep(self) -> None:
         while not self._ended.wait(self._every_s):
+            if not self._heard:
+                continue
             try:
                 self._catalogue.worker_seen(self._worker)
             except Exception:  # a database that is away now may be back at the next sign

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 from storage.catalogue import Catalogue
@@ -39,6 +40,7 @@ class WorkerProcess:
         call_helpers: CallHelpers = lambda catalogue, seen_within_s, job, count: None,
     ) -> None:
         self.catalogue = _open_patiently(settings.catalogue_url)
+        logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes the values that it doubts
         device = resolve_device(settings.device)
         announcements = [kind.announcement() for kind in kinds]
         self._runner = Runner(
@@ -50,6 +52,7 @@ class WorkerProcess:
             call_helpers=partial(call_helpers, self.catalogue, ALIVE * settings.presence_s),
         )
         self._presence = Presence(self.catalogue, name, announcements, device, every_s=settings.presence_s)
+        self._idle_since: float | None = time.monotonic()
         tidy(settings.data_root, self.catalogue)
         self._presence.start()
         log.info("worker %s runs %s on %s", name, ", ".join(kind.name for kind in kinds), device)
@@ -57,13 +60,15 @@ class WorkerProcess:
     def run(self, job_id: str) -> None:
         """Run a job, if it is to be had; whatever happens is in the catalogue or in the log."""
         try:
-            self._runner.run(job_id)
+            with self._busy():
+                self._runner.run(job_id)
         except (CatalogueUnavailable, StorageFull):
             log.exception("job %s is left to its lease: the catalogue does not take an answer", job_id)
 
     def help(self, job_id: str) -> Job | None:
         """Help another worker with a job for a while; the job, if there may be more to do."""
-        return self._runner.help(job_id)
+        with self._busy():
+            return self._runner.help(job_id)
 
     def is_wanted(self) -> bool:
         """Whether jobs wait for a worker: then this one has no time to help again."""
@@ -72,10 +77,27 @@ class WorkerProcess:
         except (CatalogueUnavailable, StorageFull):
             return True
 
+    def idle_s(self) -> float:
+        """For how long it has run nothing; 0 while it runs something."""
+        since = self._idle_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def heard(self, hears: bool) -> None:
+        """Whether messages reach this worker: while they do not, it gives no sign of life."""
+        self._presence.heard(hears)
+
     def close(self) -> None:
         """Let go of the database."""
         self._presence.stop()
         self.catalogue.close()
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        self._idle_since = None
+        try:
+            yield
+        finally:
+            self._idle_since = time.monotonic()
 
 
 def _open_patiently(url: str) -> Catalogue:

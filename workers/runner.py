@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from storage.catalogue import Catalogue
-from storage.errors import CatalogueUnavailable, CorruptVolume, JobCancelled, LeaseLost
+from storage.errors import CatalogueUnavailable, CorruptVolume, JobCancelled, LeaseLost, StorageError
 from storage.jobs import Job, JobState, Progress
 from storage.tidy import tidy_job
+from workers.cancelling import Oversight, end_process
 from workers.context import JobContext
 from workers.failures import cause_of, error_record
 from workers.jobs.base import AnyKind
-from workers.lease import Lease
+from workers.journal import Journal
+from workers.lease import LONGEST_PAUSE_S, Lease
 from workers.memory import default_budget, reset_peak
 from workers.settings import WorkerSettings
 
@@ -36,10 +38,12 @@ class Runner:
         worker: str,
         device: str,
         call_helpers: Callable[[Job, int], None] = lambda job, count: None,
+        end: Callable[[], None] = end_process,
     ) -> None:
         self._catalogue, self._settings = catalogue, settings
         self._kinds = {kind.name: kind for kind in kinds}
         self._worker, self._device, self._call_helpers = worker, device, call_helpers
+        self._end = end
         self._memory_budget = settings.memory_budget_bytes or default_budget()
 
     def run(self, job_id: str) -> Job | None:
@@ -47,21 +51,13 @@ class Runner:
 
         None when it is another worker's: by its kind, by a claim, or by a lease that this one lost. Raises
         CatalogueUnavailable or StorageFull where the catalogue does not take an answer: then the lease
-        runs out, and another attempt is made.
+        runs out, and another attempt is made. Ends the process where the job is to stop and does not.
         """
         job = self._catalogue.claim(job_id, self._worker, self._settings.lease_s, kinds=self._kinds.keys())
         if job is None:
             return None
-        log.info("job %s (%s), attempt %d: begins", job.id, job.kind, job.attempt)
-        try:
-            ended: Job | None = self._complete(job)
-        except CatalogueUnavailable:
-            raise  # whether the result was published is unknown: the next attempt will see
-        except Exception as error:
-            ended = self._give_up(job, cause_of(error))
-        tidy_job(self._settings.data_root, self._catalogue.job(job.id))
-        log.info("job %s: %s", job.id, ended.state if ended else "lost to another worker")
-        return ended
+        with Journal(self._settings.data_root, job) as journal:
+            return self._attempt(job, journal)
 
     def help(self, job_id: str) -> Job | None:
         """Do a part of a job that another worker runs, for a while; the job, if there may be more to do.
@@ -75,7 +71,8 @@ class Runner:
                 return None
             context, parameters = self._context(job, _nothing), kind.parse(job.parameters)
             context.require_memory(kind.memory_bytes(context, parameters))
-            return job if kind.help(context, parameters, time.monotonic() + HELP_S) else None
+            with self._helping(job):
+                return job if kind.help(context, parameters, time.monotonic() + HELP_S) else None
         except LeaseLost:
             log.info("job %s needs no help any more", job_id)
             return None
@@ -83,12 +80,31 @@ class Runner:
             log.warning("no more help with job %s: %s", job_id, error)
             return None
 
-    def _complete(self, job: Job) -> Job:
+    def _attempt(self, job: Job, journal: Journal) -> Job | None:
+        """From the claim to the end, whatever it is."""
+        journal.begun()
+        try:
+            ended: Job | None = self._complete(job, journal)
+        except CatalogueUnavailable as error:  # whether the result was published is unknown: the next
+            journal.failed(error, error.code)  # attempt will see
+            raise
+        except Exception as error:
+            ended = self._give_up(job, cause_of(error), journal)
+        tidy_job(self._settings.data_root, self._catalogue.job(job.id))
+        journal.ended(ended)
+        return ended
+
+    def _complete(self, job: Job, journal: Journal) -> Job:
         """Compute and publish."""
         kind = self._kinds[job.kind]
-        with Lease(self._catalogue, job, self._settings.lease_s) as lease:
+        with Lease(self._catalogue, job, self._settings, partial(self._abandon, job, journal)) as lease:
+
+            def report(progress: Progress) -> None:
+                journal.progress(progress)
+                lease.report(progress)
+
             tidy_job(self._settings.data_root, job)
-            context = self._context(job, lease.report)
+            context = self._context(job, report)
             parameters = kind.parse(job.parameters)
             context.require_memory(kind.memory_bytes(context, parameters))
             reset_peak()
@@ -117,7 +133,41 @@ class Runner:
             call_helpers=partial(self._call_helpers, job),
         )
 
-    def _give_up(self, job: Job, error: BaseException) -> Job | None:
+    def _abandon(self, job: Job, journal: Journal, verdict: StorageError) -> None:
+        """Say the last word for a job that does not stop, and end the process with it.
+
+        What it wrote is removed by the next process, at its start.
+        """
+        try:
+            journal.overdue(self._settings.cancel_grace_s)
+            journal.ended(self._give_up(job, verdict, journal))
+        except Exception:  # the lease runs out, and the sweep says it
+            log.exception("job %s ends with its process, and the catalogue could not be told", job.id)
+        finally:
+            self._end()
+
+    def _helping(self, job: Job) -> Oversight:
+        """Sees to it that help does not outlast the attempt that it is for."""
+
+        def check() -> None:
+            now = self._catalogue.job(job.id)
+            if now.state is not JobState.RUNNING or now.attempt != job.attempt:
+                raise LeaseLost(job.id, job.attempt)
+
+        def overdue(verdict: StorageError) -> None:
+            log.error("help with job %s does not end: its process does", job.id)
+            self._end()
+
+        return Oversight(
+            check,
+            overdue,
+            name=f"help-{job.id}",
+            every_s=LONGEST_PAUSE_S,
+            grace_s=self._settings.cancel_grace_s,
+            silence_s=self._settings.lease_s + self._settings.silence_s,
+        )
+
+    def _give_up(self, job: Job, error: BaseException, journal: Journal) -> Job | None:
         """Say why there is no result, if this attempt still has a say."""
         try:
             if isinstance(error, LeaseLost):
@@ -125,7 +175,7 @@ class Runner:
             if isinstance(error, JobCancelled):
                 return self._catalogue.cancelled(job.id, job.attempt)
             record = error_record(error)
-            log.warning("job %s: %s", job.id, record["code"], exc_info=error)
+            journal.failed(error, record["code"])
             failed = self._catalogue.fail(
                 job.id,
                 job.attempt,

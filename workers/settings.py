@@ -17,6 +17,15 @@ class WorkerSettings(StorageSettings):
     lease_s: float = Field(
         30.0, gt=0, description="a job whose worker is silent for this long is given to another"
     )
+    cancel_grace_s: float = Field(
+        10.0, ge=0, description="a job that is to stop, and does not by then, ends with its process"
+    )
+    silence_s: float = Field(
+        60.0,
+        gt=0,
+        description="a process in which no thread gets a turn for so long beyond a lease ends; raise it to "
+        "halt jobs in a debugger",
+    )
     retry_pause_s: float = Field(
         5.0, ge=0, description="pause before a second attempt; four times as long before the third"
     )
@@ -30,3 +39,9 @@ class WorkerSettings(StorageSettings):
         6 * 3600, gt=0, description="the broker delivers a message again when it is not acknowledged by then"
     )
     presence_s: float = Field(10.0, gt=0, description="pause between two signs of life of an idle worker")
+    hearing_s: float = Field(
+        30.0, gt=0, description="pause between two questions whether Celery hears the broker"
+    )
+    deaf_s: float = Field(
+        60.0, gt=0, description="a worker that is deaf for so long, with the broker in reach, ends"
+    )

@@ -59,6 +59,12 @@ class Broker:
         self._process = subprocess.Popen([get_binary_path(), *arguments], stdout=subprocess.DEVNULL)
         until(self._answers)
 
+    @property
+    def pid(self) -> int:
+        """Of the server."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """SIGKILL."""
         assert self._process is not None
@@ -144,9 +150,7 @@ class Worker:
         """SIGTERM; the exit status."""
         assert self._process is not None
         self._process.terminate()
-        status = self._process.wait(DEADLINE_S)
-        self._process = None
-        return status
+        return self.ended()
 
     def close(self) -> None:
         """Kill it if it runs."""
@@ -157,10 +161,22 @@ class Worker:
         """All it said."""
         return self._log.read_text()
 
+    @property
+    def pid(self) -> int:
+        """Of Celery's parent process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def ended(self, deadline_s: float = DEADLINE_S) -> int:
+        """The status with which Celery's parent process ends by itself; negative for a signal."""
+        assert self._process is not None
+        status = self._process.wait(deadline_s)
+        self._process = None
+        return status
+
     def children(self) -> list[int]:
         """The process ids of its pool."""
-        assert self._process is not None
-        tasks = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
+        tasks = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
         return [int(task) for task in tasks.split()]
 
 
