@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.routes import access, dashboard, events, health, imports, jobs, kinds, tus, uploads, volumes
+from service.routes import (
+    access,
+    dashboard,
+    events,
+    health,
+    imports,
+    jobs,
+    kinds,
+    logs,
+    tus,
+    uploads,
+    volumes,
+)
 
 ROUTERS: tuple[APIRouter, ...] = (
     volumes.router,
@@ -13,6 +25,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     tus.router,
     kinds.router,
     jobs.router,
+    logs.router,
     events.router,
     access.router,
     health.router,
