@@ -4,7 +4,8 @@
 
 Lines are only ever appended, each by one write, by one attempt after the other or, where one has lost its
 lease without knowing, by two at once. So a line carries no number: that is its place in the file, from 1, and
-no two lines can have the same. What a killed writer left half is closed by the next one and is passed over.
+no two lines can have the same. What a killed writer left half is closed by the next one and is passed over. The
+log goes when its job is removed (storage/clearing.py).
 """
 
 from __future__ import annotations
@@ -30,11 +31,6 @@ _ROOM = 1024
 def log_path(data_root: Path, job_id: str) -> Path:
     """Where a job's log lies."""
     return data_root / "logs" / f"{job_id}.jsonl"
-
-
-def remove_log(data_root: Path, job_id: str) -> None:
-    """Remove a job's log, if there is one."""
-    log_path(data_root, job_id).unlink(missing_ok=True)
 
 
 class JobLog:

@@ -26,7 +26,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS)
     response_class=Response,
     responses={200: {"content": {MEDIA_TYPE: {}}, "description": "lines, the oldest first; none yet: empty"}},
 )
-def get_log(
+def get_logs(
     request: Request,
     job: FoundJob,
     parts: Parts,
