@@ -23,6 +23,7 @@ from service.readiness import checks_of
 from service.routes import ROUTERS
 from service.settings import ServiceSettings
 from service.sweeper import Sweeper
+from service.webhooks import Courier
 from storage import census
 from storage.access import Access
 from storage.catalogue import Catalogue
@@ -77,12 +78,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         parts.settings.data_root,
         every_s=parts.settings.sweep_every_s,
         ring_after_s=parts.settings.ring_after_s,
+        jobs_kept_s=parts.settings.jobs_kept_s,
     )
+    courier = Courier(parts.webhooks, parts.outside, every_s=parts.settings.sweep_every_s)
     sweeper.start()
+    courier.start()
     try:
         yield {"stopping": parts.watcher.close}
     finally:
         await parts.watcher.stop()
+        courier.stop()
         sweeper.stop()
         app.state.checks.close()
         parts.catalogue.close()

@@ -13,10 +13,12 @@ from starlette.concurrency import run_in_threadpool
 
 from service.errors import ApiError
 from service.identity import Doorkeeper, Principal
+from service.outside import Guard
 from service.queue import JobQueue
 from service.rates import Rates
 from service.settings import ServiceSettings
 from service.shelf import Shelf
+from service.standing import Standings
 from service.uploading import Uploads
 from service.watching import Watcher
 from storage.access import Access, Scope
@@ -27,6 +29,7 @@ from storage.changes import Changes
 from storage.errors import MissingJob, MissingVolume, VolumeNotReady
 from storage.jobs import Job
 from storage.records import VolumeRecord, VolumeState
+from storage.webhooks import Webhooks
 
 _ID = re.compile(r"[a-z]{1,8}_[0-9a-f-]{1,40}")
 _REFUSED_PER_S, _REFUSED_AT_ONCE = 5.0, 100
@@ -43,6 +46,7 @@ class Services:
     settings: ServiceSettings
     catalogue: Catalogue
     queue: JobQueue
+    standings: Standings
     artifacts: ArtifactStore
     shelf: Shelf
     uploads: Uploads
@@ -52,6 +56,8 @@ class Services:
     rates: Rates
     refused: Rates
     watcher: Watcher
+    webhooks: Webhooks
+    outside: Guard
 
     @classmethod
     def of(cls, settings: ServiceSettings, catalogue: Catalogue, queue: JobQueue) -> Services:
@@ -61,6 +67,9 @@ class Services:
             settings=settings,
             catalogue=catalogue,
             queue=queue,
+            standings=Standings(
+                catalogue, worker_fresh_s=settings.worker_fresh_s, kept_s=settings.jobs_kept_s
+            ),
             artifacts=ArtifactStore(settings.data_root / "artifacts"),
             shelf=Shelf(settings.data_root),
             uploads=Uploads(settings, catalogue),
@@ -70,6 +79,8 @@ class Services:
             rates=Rates(settings.requests_per_s, settings.requests_at_once),
             refused=Rates(_REFUSED_PER_S, _REFUSED_AT_ONCE),
             watcher=Watcher(Changes(catalogue.database)),
+            webhooks=Webhooks(catalogue.database),
+            outside=Guard(settings.webhook_hosts),
         )
 
     def ring(self, *jobs: Job) -> None:

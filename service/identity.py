@@ -19,6 +19,7 @@ from fastapi import Request
 from service.errors import ApiError
 from service.oidc import Tokens
 from service.settings import ServiceSettings
+from service.traceparent import traceparent
 from storage.access import EVERYTHING, Access, AccessKey, Scope
 from storage.jobs import Sender
 from storage.tables import DEFAULT_PROJECT
@@ -42,7 +43,7 @@ class Principal:
 
     def sender(self, request: Request) -> Sender:
         """Whom a job of this request comes from."""
-        return Sender(self.project_id, self.name, request.headers.get("traceparent"))
+        return Sender(self.project_id, self.name, traceparent(request))
 
     def require(self, *scopes: str) -> None:
         """Raise ApiError `missing-scope` where one is lacking."""

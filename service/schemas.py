@@ -6,17 +6,19 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from service.errors import MEDIA_TYPE, plain, recorded_problem
-from storage.jobs import Artifact, Job, JobKind, JobState
+from service.standing import UNKNOWN, Place, Standing
+from storage.jobs import LONGEST_LINE, Artifact, Job, JobKind, JobState
 from storage.layout import plan_levels
 from storage.records import StoredVolume, VolumeRecord, VolumeState
 
-_UNSTORABLE = re.compile(r"[\0\ud800-\udfff]")
+UNSTORABLE = re.compile(r"[\0\ud800-\udfff]")
+"""What no text may hold that is kept."""
 LONGEST_LIST = 16
 """Parameters with more items are left out where jobs are listed or watched."""
-_UNSTORABLE_WORDS = "must not contain the character NUL or half of a surrogate pair"
+UNSTORABLE_WORDS = "must not contain the character NUL or half of a surrogate pair"
 
 
 class Wire(BaseModel):
@@ -128,6 +130,25 @@ class ArtifactView(Wire):
     href: str
 
 
+class QueuePosition(Wire):
+    """Where a job stands that has not begun. Numbers of a moment ago; the estimate is rough."""
+
+    ahead: int = Field(
+        description=f"jobs before it in its queue, {LONGEST_LINE} standing for as many or more"
+    )
+    position: int = Field(description="1: the next")
+    eta_seconds: float | None = Field(
+        description="until a worker begins it, by what such jobs took of late; null where none is known"
+    )
+
+
+class WorkerView(Wire):
+    """Who runs a job, or ran it last, and on what."""
+
+    id: str
+    device: str | None = Field(None, description="a torch device's name")
+
+
 class JobView(Wire):
     """A job as it stands."""
 
@@ -142,15 +163,24 @@ class JobView(Wire):
     )
     volume_id: str | None
     queue: str
+    queue_position: QueuePosition | None = Field(None, description="while it is `queued` or `waiting`")
     created_at: str
     started_at: str | None
     ended_at: str | None
+    expires_at: str | None = Field(
+        None,
+        description="when it and what it wrote are removed; null while open, and for one that made a model",
+    )
     progress: ProgressView | None
     result: dict[str, Any] | None
     error: Problem | None
     artifacts: list[ArtifactView]
-    worker: str | None
+    worker: WorkerView | None
     depends_on: str | None
+    retry_of: str | None = None
+    retried_by: str | None = Field(None, description="the last job that repeats it")
+    kind_version: str | None = Field(None, description="of the kind, when it was submitted")
+    traceparent: str | None = Field(None, description="of the request that submitted it (W3C Trace Context)")
     labels: dict[str, str]
     links: dict[str, str]
 
@@ -189,6 +219,12 @@ class JobPage(Wire):
     next_page_token: str | None = None
 
 
+class JobList(Wire):
+    """The jobs of a batch, in its order; parameters that are long lists are left out."""
+
+    jobs: list[JobView]
+
+
 class KindList(Wire):
     """Every kind of job that a worker has announced and that may be submitted."""
 
@@ -203,44 +239,12 @@ class Health(Wire):
 
 
 def _storable(text: str) -> str:
-    if _UNSTORABLE.search(text):
-        raise ValueError(_UNSTORABLE_WORDS)
+    if UNSTORABLE.search(text):
+        raise ValueError(UNSTORABLE_WORDS)
     return text
 
 
-def _all_storable(value: dict[str, Any]) -> dict[str, Any]:
-    if plain(value) != value:
-        raise ValueError("numbers must be finite")
-    if _holds_unstorable(value):
-        raise ValueError(_UNSTORABLE_WORDS)
-    return value
-
-
-def _holds_unstorable(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(_holds_unstorable(name) or _holds_unstorable(part) for name, part in value.items())
-    if isinstance(value, list):
-        return any(map(_holds_unstorable, value))
-    return isinstance(value, str) and _UNSTORABLE.search(value) is not None
-
-
 Label = Annotated[str, Field(max_length=200), AfterValidator(_storable)]
-
-
-class JobRequest(BaseModel):
-    """A job to be done. `parameters` are checked against the schema that the kind announces."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [{"kind": "embed", "volume_id": "vol_0199...", "parameters": {"layout": "qtt"}}]
-        },
-    )
-
-    kind: Label
-    volume_id: Label | None = None
-    parameters: Annotated[dict[str, JsonValue], AfterValidator(_all_storable)] = {}
-    labels: Annotated[dict[Label, Label], Field(max_length=32)] = {}
 
 
 def timestamp(seconds: float | None) -> str | None:
@@ -282,7 +286,7 @@ def _stored_facts(stored: StoredVolume) -> dict[str, Any]:
     return {**document, **grid, "orientation": stored.grid.orientation, "level_shapes": shapes}
 
 
-def job_view(job: Job, *, brief: bool = False) -> JobView:
+def job_view(job: Job, *, brief: bool = False, standing: Standing = UNKNOWN) -> JobView:
     """A job's row as it goes over the wire; a brief one leaves out lists such as a cohort's rows."""
     address = f"/v1/jobs/{job.id}"
     long = [name for name, value in job.parameters.items() if brief and _is_long(value)]
@@ -298,18 +302,30 @@ def job_view(job: Job, *, brief: bool = False) -> JobView:
         left_out=long,
         volume_id=job.volume_id,
         queue=job.queue,
+        queue_position=_queue_position(standing.place),
         created_at=timestamp(job.created_at) or "",
         started_at=timestamp(job.started_at),
         ended_at=timestamp(job.ended_at),
+        expires_at=timestamp(standing.expires_at),
         progress=ProgressView(**vars(progress)) if progress else None,
         result=plain(job.result),
         error=Problem.model_validate(error) if error else None,
         artifacts=[_artifact_view(address, artifact) for artifact in job.artifacts],
-        worker=job.worker,
+        worker=None if job.worker is None else WorkerView(id=job.worker, device=standing.device),
         depends_on=job.depends_on,
+        retry_of=job.retry_of,
+        retried_by=job.retried_by,
+        kind_version=job.kind_version,
+        traceparent=job.trace,
         labels=job.labels,
         links=_job_links(address, job),
     )
+
+
+def _queue_position(place: Place | None) -> QueuePosition | None:
+    if place is None:
+        return None
+    return QueuePosition(ahead=place.ahead, position=place.ahead + 1, eta_seconds=place.eta_s)
 
 
 def _is_long(value: Any) -> bool:
@@ -328,6 +344,11 @@ def _job_links(address: str, job: Job) -> dict[str, str]:
         links["result"] = f"{address}/result"
     if not job.state.terminal:
         links["cancel"] = f"{address}/cancel"
+    elif job.state is not JobState.SUCCEEDED:
+        links["retry"] = f"{address}/retry"
+    for name, other in (("retry_of", job.retry_of), ("retried_by", job.retried_by)):
+        if other is not None:
+            links[name] = f"/v1/jobs/{other}"
     return links
 
 

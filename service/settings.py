@@ -28,6 +28,11 @@ class ServiceSettings(StorageSettings):
     ring_after_s: float = Field(
         30.0, ge=0, description="a queued job is rung again when its ring is this old"
     )
+    jobs_kept_s: float = Field(
+        90 * 86_400.0,
+        gt=0,
+        description="so long after its end a job is removed, with what it wrote; one that made a model stays",
+    )
     worker_fresh_s: float = Field(60.0, gt=0, description="a worker not seen for this long counts as gone")
     allowed_hosts: tuple[str, ...] = Field(
         ("*",), description="names in the Host header that are answered; the embedded stack sets its own"
@@ -41,6 +46,9 @@ class ServiceSettings(StorageSettings):
     oidc_jwks_url: str | None = Field(None, description="where the issuer's keys are (JSON Web Key Set)")
     oidc_project_claim: str = Field("tomotrain_project", description="claim that names the project")
     session_s: float = Field(12 * 3600.0, gt=0, description="how long a browser stays signed in")
+    webhook_hosts: tuple[str, ...] = Field(
+        (), description="host names and networks where webhooks may be though these are not public"
+    )
     requests_per_s: float = Field(200.0, gt=0, description="requests of one key, on the whole")
     requests_at_once: int = Field(2000, gt=0, description="requests of one key in a burst")
     audit_reads_s: float = Field(

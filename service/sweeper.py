@@ -7,8 +7,10 @@ import threading
 import time
 from pathlib import Path
 
+from service.idempotency import KEPT_S
 from service.queue import JobQueue
 from storage.catalogue import Catalogue
+from storage.clearing import clear_all
 from storage.tidy import tidy
 
 log = logging.getLogger("tomotrain.service")
@@ -19,15 +21,23 @@ TIDY_EVERY_S = 60.0
 class Sweeper:
     """Every `every_s` seconds: let the catalogue requeue expired leases, and ring what waits too long.
 
-    Once a minute it also removes what lost workers left on disk.
+    Once a minute it also removes what lost workers left on disk, and what is kept no longer: jobs that ended
+    `jobs_kept_s` seconds ago, and the keys of old requests.
     """
 
     def __init__(
-        self, catalogue: Catalogue, queue: JobQueue, data_root: Path, *, every_s: float, ring_after_s: float
+        self,
+        catalogue: Catalogue,
+        queue: JobQueue,
+        data_root: Path,
+        *,
+        every_s: float,
+        ring_after_s: float,
+        jobs_kept_s: float,
     ) -> None:
         self._catalogue, self._queue, self._data_root = catalogue, queue, data_root
         self._tidied_at = float("-inf")
-        self._every_s, self._ring_after_s = every_s, ring_after_s
+        self._every_s, self._ring_after_s, self._jobs_kept_s = every_s, ring_after_s, jobs_kept_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
@@ -52,10 +62,17 @@ class Sweeper:
         return len(rung)
 
     def tidy(self) -> None:
-        """Remove what lost workers left, unless that was done less than a minute ago."""
+        """Remove what is left or kept no longer, unless that was done less than a minute ago."""
         if time.monotonic() - self._tidied_at >= TIDY_EVERY_S:
             tidy(self._data_root, self._catalogue)
+            self.forget()
             self._tidied_at = time.monotonic()
+
+    def forget(self) -> None:
+        """Remove jobs whose time is over, the files of removed ones, and the keys of old requests."""
+        self._catalogue.forget_requests(KEPT_S)
+        self._catalogue.expire(self._jobs_kept_s)
+        clear_all(self._data_root, self._catalogue)
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_s):

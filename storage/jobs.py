@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypedDict
@@ -176,7 +176,7 @@ class JobFilter(TypedDict, total=False):
     kind: str | None
     volume_id: str | None
     model: str | None
-    labels: Mapping[str, str]
+    labels: Sequence[tuple[str, str]]
     created_after: float | None
     created_before: float | None
 

@@ -1,12 +1,11 @@
-"""Jobs: submit, watch, cancel, and fetch what they made."""
+"""Jobs: watch, list, cancel and remove them, and fetch what they made."""
 
 from __future__ import annotations
 
 import base64
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
 
 from service.clinical.forms import RESULT_FORMS, result_answer
 from service.conditional import (
@@ -17,19 +16,16 @@ from service.conditional import (
     json_answer,
     next_link,
     page,
-    strong_etag,
 )
-from service.deps import FoundJob, Known, Parts, Services, found_volume, needs
-from service.errors import ApiError
-from service.identity import Principal
-from service.parameters import checked
-from service.schemas import PROBLEMS, JobPage, JobRequest, JobView, job_view
+from service.deps import FoundJob, Parts, needs
+from service.described import a_job, problems
+from service.job_answers import accepted, polled, shown
+from service.job_filters import wanted_jobs
+from service.schemas import PROBLEMS, JobPage, JobView
 from storage.access import Scope
-from storage.errors import JobFailed, JobNotFinished, MissingArtifact, UnknownKind
-from storage.jobs import Artifact, Job, JobKind, JobState
-
-_MAX_BODY_BYTES = 4 << 20
-"""A cohort of 8,000 rows with a dozen covariates each."""
+from storage.clearing import clear
+from storage.errors import JobFailed, JobNotFinished, MissingArtifact
+from storage.jobs import Artifact, Job, JobFilter, JobState
 
 router = APIRouter(
     prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS, dependencies=[needs(Scope.JOBS_READ)]
@@ -37,90 +33,52 @@ router = APIRouter(
 _WRITING = [needs(Scope.JOBS_WRITE)]
 
 
-@router.post(
-    "", status_code=202, response_model=JobView, max_body_size=_MAX_BODY_BYTES, dependencies=_WRITING
-)
-def submit(
-    request: Request, wanted: JobRequest, background: BackgroundTasks, parts: Parts, who: Known
-) -> Response:
-    """Have a job done. On a volume that is still being read it waits until that is `ready`."""
-    kind = _offered(parts, wanted.kind)
-    if kind.needs_volume:
-        _check_volume(parts, wanted.volume_id, who)
-    parameters = checked(wanted.parameters, kind.parameters_schema)
-    job = parts.catalogue.submit(
-        kind.name,
-        parameters,
-        volume_id=wanted.volume_id,
-        labels=wanted.labels,
-        sender=who.sender(request),
-    )
-    if job.state is JobState.QUEUED:
-        background.add_task(parts.ring, job)
-    return _accepted(job, 202, background)
-
-
-def _offered(parts: Services, name: str) -> JobKind:
-    """The kind of this name. Raises UnknownKind, also for those that only the service submits."""
-    kind = parts.catalogue.kind(name)
-    if kind.internal:
-        raise UnknownKind(name, [known.name for known in parts.catalogue.kinds() if not known.internal])
-    return kind
-
-
-def _check_volume(parts: Services, volume_id: str | None, who: Principal) -> None:
-    """Refuse a job on no volume, or on one that does not exist."""
-    if volume_id is None:
-        detail = "volume_id: this kind of job needs the id of a volume"
-        raise ApiError("invalid-request", detail, errors=[("/volume_id", "needed")])
-    found_volume(volume_id, parts, who)
-
-
-def _accepted(job: Job, status: int, background: BackgroundTasks | None = None) -> Response:
-    headers = {"Location": f"/v1/jobs/{job.id}", "ETag": _etag(job)}
-    if not job.state.terminal:
-        headers["Retry-After"] = "1"
-    return JSONResponse(job_view(job).model_dump(mode="json"), status, headers, background=background)
-
-
-def _etag(job: Job, *, brief: bool = False) -> str:
-    return strong_etag(job.id, job.revision, *(["brief"] if brief else []))
-
-
-@router.get("", response_model=JobPage)
+@router.get("", response_model=JobPage, responses=problems(401, 403, 422, 429, 503))
 def list_jobs(
     request: Request,
     parts: Parts,
-    who: Known,
-    state: JobState | None = None,
-    kind: Annotated[str | None, Query(max_length=100)] = None,
-    volume_id: Annotated[str | None, Query(max_length=100)] = None,
+    wanted: Annotated[JobFilter, Depends(wanted_jobs)],
     page_size: PageSize = 50,
     page_token: PageToken = None,
 ) -> Response:
     """The jobs, newest first; parameters that are long lists are left out."""
-    rows = parts.catalogue.jobs(
-        project_id=who.project_id,
-        state=state,
-        kind=kind,
-        volume_id=volume_id,
-        limit=page_size + 1,
-        before=decode_token(page_token),
-    )
-    shown, token = page(rows, page_size)
-    document = JobPage(jobs=[job_view(row, brief=True) for row in shown], next_page_token=token)
+    rows = parts.catalogue.jobs(limit=page_size + 1, before=decode_token(page_token), **wanted)
+    listed, token = page(rows, page_size)
+    document = JobPage(jobs=[shown(parts, row, brief=True) for row in listed], next_page_token=token)
     return json_answer(request, document, headers=next_link(request, token))
 
 
-@router.get("/{job_id}", response_model=JobView)
+@router.get(
+    "/{job_id}",
+    response_model=JobView,
+    responses={
+        **a_job({200: "the job"}),
+        304: {"description": "the job is as the client knows it (`If-None-Match`)"},
+        **problems(401, 403, 404, 410, 422, 429, 503),
+    },
+)
 def get_job(
     request: Request,
     job: FoundJob,
+    parts: Parts,
     brief: Annotated[bool, Query(description="leave out parameters that are long lists")] = False,
 ) -> Response:
     """One job. Poll with `If-None-Match`; `Retry-After` says when to come back."""
-    waiting = {} if job.state.terminal else {"Retry-After": "1"}
-    return json_answer(request, job_view(job, brief=brief), etag=_etag(job, brief=brief), headers=waiting)
+    return polled(request, parts, job, brief=brief)
+
+
+@router.delete(
+    "/{job_id}",
+    status_code=204,
+    response_class=Response,
+    responses=problems(401, 403, 404, 409, 410, 429, 503),
+    dependencies=_WRITING,
+)
+def remove_job(job: FoundJob, parts: Parts, background: BackgroundTasks) -> Response:
+    """Remove a job that has ended, and what it wrote. A volume that it made stays."""
+    parts.catalogue.remove_job(job.id)
+    background.add_task(clear, parts.settings.data_root, parts.catalogue, [job.id])
+    return Response(status_code=204, background=background)
 
 
 @router.get("/{job_id}/result", response_model=dict[str, Any], responses=RESULT_FORMS)
@@ -132,7 +90,7 @@ def get_result(request: Request, job: FoundJob, parts: Parts) -> Response:
         raise JobNotFinished(job.id, job.state)
     if job.state is not JobState.SUCCEEDED:
         raise JobFailed(job.id, job.state, job.error)
-    return result_answer(request, job, parts.catalogue)
+    return result_answer(request, job, parts)
 
 
 @router.head("/{job_id}/artifacts/{name}", include_in_schema=False)
@@ -171,9 +129,13 @@ def _digests(request: Request, artifact: Artifact) -> dict[str, str]:
 
 
 @router.post(
-    "/{job_id}/cancel", response_model=JobView, responses={202: {"model": JobView}}, dependencies=_WRITING
+    "/{job_id}/cancel",
+    response_model=JobView,
+    responses=a_job({200: "the job, which has ended", 202: "the job, which is stopping"})
+    | problems(401, 403, 404, 410, 429, 503),
+    dependencies=_WRITING,
 )
 def cancel(job: FoundJob, parts: Parts) -> Response:
     """Ask for the job to stop: 202 while it is stopping, 200 when it has ended (also before)."""
     after = job if job.state.terminal else parts.catalogue.request_cancel(job.id)
-    return _accepted(after, 200 if after.state.terminal else 202)
+    return accepted(parts, after, 200 if after.state.terminal else 202)

@@ -23,7 +23,7 @@ def conditions(wanted: JobFilter, dialect: str) -> list[ColumnElement[bool]]:
         fitting.append(jobs.c.created_at > after)
     if before is not None:
         fitting.append(jobs.c.created_at < before)
-    return fitting + [_labelled(dialect, *label) for label in wanted.get("labels", {}).items()]
+    return fitting + [_labelled(dialect, *label) for label in wanted.get("labels", ())]
 
 
 def _labelled(dialect: str, name: str, value: str) -> ColumnElement[bool]:

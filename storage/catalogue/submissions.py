@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Unpack
 
-from sqlalchemy import Connection, case, func, select, update
+from sqlalchemy import Connection, case, func, select
 
 from storage.catalogue.filters import conditions
 from storage.catalogue.part import Part
@@ -15,7 +15,8 @@ from storage.database import Database
 from storage.errors import KeyReused, QuotaExceeded, UnknownKind
 from storage.ids import new_id
 from storage.jobs import TERMINAL, Job, JobFilter, JobState, RequestKey, Sender, Submission, Submitted
-from storage.tables import job_of, jobs, projects, requests
+from storage.records import VolumeState
+from storage.tables import job_of, jobs, projects, requests, volumes
 from storage.transitions import change_jobs, release_dependents
 
 
@@ -81,11 +82,17 @@ class Submissions(Part):
         with self._database.reading() as connection:
             return [job_of(row) for row in connection.execute(statement)]
 
-    def ended(self, job_ids: Collection[str]) -> set[str]:
-        """Which of these jobs are not open any more."""
-        still_open = select(jobs.c.id).where(jobs.c.id.in_(job_ids), jobs.c.state.not_in(TERMINAL))
+    def volume_states(self, volume_ids: Collection[str], *, project_id: str) -> dict[str, VolumeState]:
+        """The states of these volumes of a project; those that are not there are left out."""
+        statement = select(volumes.c.id, volumes.c.state).where(
+            volumes.c.id.in_(volume_ids),
+            volumes.c.project_id == project_id,
+            volumes.c.state != VolumeState.DELETED,
+        )
+        if not volume_ids:
+            return {}
         with self._database.reading() as connection:
-            return set(job_ids) - set(connection.execute(still_open).scalars())
+            return {row.id: VolumeState(row.state) for row in connection.execute(statement)}
 
     def request_cancel(self, job_id: str) -> Job:
         """Cancel a job that has not begun at once; ask a running one to stop; leave an ended one as it is.
@@ -176,12 +183,5 @@ def _insert(
         }
         rows.append(row)
         if each.retry_of is not None:
-            _link_back(connection, each.retry_of, job_id)
+            change_jobs(connection, jobs.c.id == each.retry_of, retried_by=job_id)
     return insert_jobs(connection, rows)
-
-
-def _link_back(connection: Connection, job_id: str, retry: str) -> None:
-    """Let a job know by which one it is repeated."""
-    connection.execute(
-        update(jobs).where(jobs.c.id == job_id).values(retried_by=retry, revision=jobs.c.revision + 1)
-    )

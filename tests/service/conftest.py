@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from errands import offer
 from house import SPACING_XYZ, House, Library, nifti_voxels, open_house
 
 
@@ -24,6 +25,19 @@ def house(tmp_path: Path) -> Iterator[House]:
     """A service on an empty data root."""
     with open_house(tmp_path) as opened:
         yield opened
+
+
+@pytest.fixture
+def office(house: House) -> House:
+    """A service whose worker does errands, too."""
+    return offer(house)
+
+
+@pytest.fixture(scope="session")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """Such a service for tests that need no empty one."""
+    with open_house(tmp_path_factory.mktemp("desk")) as opened:
+        yield offer(opened)
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ def test_a_job_on_a_scan_that_is_being_read_waits_and_then_runs(house: House, ni
     assert str(job["id"]) not in house.queue.rung
     house.work(accepted["job"]["id"])
     assert house.http.get(f"/v1/jobs/{job['id']}").json()["state"] == "queued"
-    sweeper = Sweeper(house.catalogue, house.queue, house.root, every_s=1, ring_after_s=30)
+    sweeper = Sweeper(house.catalogue, house.queue, house.root, every_s=1, ring_after_s=30, jobs_kept_s=1e6)
     assert sweeper.sweep() == 1
     assert house.queue.rung[str(job["id"])] == 1
     assert sweeper.sweep() == 0
@@ -57,7 +57,7 @@ def test_a_job_on_a_scan_that_is_being_read_waits_and_then_runs(house: House, ni
 def test_the_sweep_rings_when_the_broker_is_back(house: House, nifti: bytes) -> None:
     house.queue.down = True
     job_id = house.send(nifti)["job"]["id"]
-    sweeper = Sweeper(house.catalogue, house.queue, house.root, every_s=1, ring_after_s=0)
+    sweeper = Sweeper(house.catalogue, house.queue, house.root, every_s=1, ring_after_s=0, jobs_kept_s=1e6)
     assert sweeper.sweep() == 0
     house.queue.down = False
     assert sweeper.sweep() == 1
@@ -68,7 +68,7 @@ def test_a_running_sweeper_rings_by_itself_and_ends(house: House, nifti: bytes) 
     house.queue.down = True
     job_id = house.send(nifti)["job"]["id"]
     house.queue.down = False
-    sweeper = Sweeper(house.catalogue, house.queue, house.root, every_s=0.01, ring_after_s=0)
+    sweeper = Sweeper(house.catalogue, house.queue, house.root, every_s=0.01, ring_after_s=0, jobs_kept_s=1e6)
     sweeper.start()
     wait_until(lambda: house.queue.rung[job_id] > 0)
     sweeper.stop()
@@ -80,7 +80,7 @@ def test_the_sweep_removes_what_the_last_lost_worker_left(house: House, nifti: b
     half_written.mkdir(parents=True)
     for _ in range(3):
         assert house.catalogue.claim(accepted["job"]["id"], "worker", -1) is not None
-    sweeper = Sweeper(house.catalogue, house.queue, house.root, every_s=1, ring_after_s=30)
+    sweeper = Sweeper(house.catalogue, house.queue, house.root, every_s=1, ring_after_s=30, jobs_kept_s=1e6)
     sweeper.sweep()
     assert house.http.get(f"/v1/jobs/{accepted['job']['id']}").json()["error"]["code"] == "worker-lost"
     sweeper.tidy()
