@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from service import errors
+from service import errors, request_log, tracing
 from service.auditing import Auditing
 from service.deps import Services
 from service.edge import Edge, VolumeCors
@@ -27,11 +27,13 @@ from service.webhooks import Courier
 from storage import census
 from storage.access import Access
 from storage.catalogue import Catalogue
+from storage.log_lines import set_up
 
 
 def build() -> FastAPI:
     """The application as the environment describes it; a factory for uvicorn."""
     settings = ServiceSettings()
+    set_up(settings.log_format)
     settings.data_root.mkdir(parents=True, exist_ok=True)
     catalogue = Catalogue.open(settings.catalogue_url)
     if settings.authentication:
@@ -41,11 +43,13 @@ def build() -> FastAPI:
 
 def create_app(settings: ServiceSettings, catalogue: Catalogue, queue: JobQueue) -> FastAPI:
     """The application around given parts. It closes the catalogue when it stops."""
+    spans = tracing.provider()
     app = FastAPI(
         title="Tomotrain",
         version=version("tomotrain"),
         summary="Tensor trains of medical volumes too big for memory, with a certificate",
         lifespan=_lifespan,
+        telemetry=tracing.telemetry(spans),
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -53,7 +57,7 @@ def create_app(settings: ServiceSettings, catalogue: Catalogue, queue: JobQueue)
         generate_unique_id_function=lambda route: route.name,
     )
     parts = Services.of(settings, catalogue, queue)
-    app.state.services = parts
+    app.state.services, app.state.spans = parts, spans
     app.state.metrics = measured = Metrics(
         partial(census.take, catalogue.database, fresh_s=settings.worker_fresh_s), settings.data_root
     )
@@ -65,7 +69,7 @@ def create_app(settings: ServiceSettings, catalogue: Catalogue, queue: JobQueue)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.allowed_hosts, www_redirect=False)
     app.add_middleware(VolumeCors, origins=settings.zarr_origins)
     app.add_middleware(Edge)
-    app.add_middleware(Observing, observers=(measured.observe,))
+    app.add_middleware(Observing, observers=(measured.observe, request_log.write))
     return app
 
 
@@ -90,4 +94,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         courier.stop()
         sweeper.stop()
         app.state.checks.close()
+        if app.state.spans is not None:
+            app.state.spans.shutdown()
         parts.catalogue.close()

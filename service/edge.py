@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import request_log
 from service.errors import MEDIA_TYPE, code_of_status, problem_response
 
 log = logging.getLogger("tomotrain.service")
@@ -44,6 +45,7 @@ class Edge:
             return
         request_id = _request_id(Headers(scope=scope))
         scope.setdefault("state", {})["request_id"] = request_id
+        request_log.bind(request_id)
         await self._answer(Request(scope), receive, _Finishing(send, request_id))
 
     async def _answer(self, request: Request, receive: Receive, send: _Finishing) -> None:

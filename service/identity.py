@@ -20,6 +20,7 @@ from service.errors import ApiError
 from service.oidc import Tokens
 from service.settings import ServiceSettings
 from service.traceparent import traceparent
+from service.tracing import traceparent_of_span
 from storage.access import EVERYTHING, Access, AccessKey, Scope
 from storage.jobs import Sender
 from storage.tables import DEFAULT_PROJECT
@@ -43,7 +44,7 @@ class Principal:
 
     def sender(self, request: Request) -> Sender:
         """Whom a job of this request comes from."""
-        return Sender(self.project_id, self.name, traceparent(request))
+        return Sender(self.project_id, self.name, traceparent_of_span() or traceparent(request))
 
     def require(self, *scopes: str) -> None:
         """Raise ApiError `missing-scope` where one is lacking."""

@@ -11,6 +11,8 @@ from urllib.parse import quote
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from storage.log_lines import LogFormat
+
 SUN_PATH_BYTES = 100
 
 
@@ -26,6 +28,8 @@ class StorageSettings(BaseSettings):
     broker_url: str | None = Field(
         None, description="Redis-protocol URL of the broker; unset: the embedded one in the data root"
     )
+
+    log_format: LogFormat = Field("text", description="lines of the log: text, or json")
 
     @property
     def catalogue_url(self) -> str:
