@@ -38,17 +38,20 @@ class Standing:
 
 
 UNKNOWN = Standing()
+_NEVER: tuple[float, dict[str, str]] = (float("-inf"), {})
 
 
 class Standings:
     """Tells the standing of jobs; safe for threads."""
 
-    def __init__(self, catalogue: Catalogue, *, worker_fresh_s: float, kept_s: float) -> None:
+    def __init__(
+        self, catalogue: Catalogue, *, worker_fresh_s: float, kept_s: float, fresh_s: float = FRESH_S
+    ) -> None:
         self._catalogue = catalogue
-        self._worker_fresh_s, self._kept_s = worker_fresh_s, kept_s
+        self._worker_fresh_s, self._kept_s, self._fresh_s = worker_fresh_s, kept_s, fresh_s
         self._lock = threading.Lock()
         self._waits: dict[Queue, tuple[float, _Wait]] = {}
-        self._devices: tuple[float, dict[str, str]] = (float("-inf"), {})
+        self._devices = _NEVER
 
     def of(self, job: Job) -> Standing:
         """The standing of a job."""
@@ -59,10 +62,16 @@ class Standings:
             expires_at=None if job.ended_at is None or _is_model(job) else job.ended_at + self._kept_s,
         )
 
+    def forget(self) -> None:
+        """Look anew at the next question."""
+        with self._lock:
+            self._waits.clear()
+            self._devices = _NEVER
+
     def _wait(self, queue: Queue) -> _Wait:
         with self._lock:
             seen_at, wait = self._waits.get(queue, (float("-inf"), _NOBODY))
-            if time.monotonic() - seen_at >= FRESH_S:
+            if time.monotonic() - seen_at >= self._fresh_s:
                 wait = _Wait.of(self._catalogue.line(queue, fresh_s=self._worker_fresh_s))
                 self._waits[queue] = (time.monotonic(), wait)
             return wait
@@ -70,7 +79,7 @@ class Standings:
     def _device(self, worker: str) -> str | None:
         with self._lock:
             seen_at, devices = self._devices
-            if time.monotonic() - seen_at >= FRESH_S:
+            if time.monotonic() - seen_at >= self._fresh_s:
                 devices = {known.name: known.device for known in self._catalogue.workers()}
                 self._devices = (time.monotonic(), devices)
             return devices.get(worker)
