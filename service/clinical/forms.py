@@ -15,11 +15,12 @@ from service.clinical import fhir
 from service.clinical.negotiation import Offer, chosen
 from service.clinical.prediction import NoPrediction, Report, report_of
 from service.conditional import not_modified, unchanged
+from service.deps import Services
 from service.errors import ApiError, plain
-from storage.catalogue import Catalogue
-from storage.errors import MissingVolume
+from storage.errors import InvalidParameters, MissingVolume
+from storage.exports.dicom import DicomSeries
 from storage.jobs import Job
-from storage.records import StoredVolume
+from storage.records import VolumeRecord, VolumeState
 
 JSON, FHIR, DICOM = "application/json", "application/fhir+json", "application/dicom"
 _UTF8 = frozenset({"utf-8"})
@@ -32,7 +33,7 @@ class Form(Offer):
     """A representation. `write` makes it of a prediction's report; None where the result itself is sent."""
 
     content_type: str = ""
-    write: Callable[[Report], bytes] | None = None
+    write: Callable[[Report, Services], bytes] | None = None
     ending: str | None = None
     """Of the file's name, where a browser is to save it."""
 
@@ -55,14 +56,32 @@ def _fhir(release: fhir.Release) -> Form:
         FHIR,
         {"fhirversion": frozenset({release.version}), "charset": _UTF8},
         content_type=f"{FHIR}; fhirVersion={release.version}",
-        write=lambda report: fhir.document(report, release),
+        write=lambda report, parts: fhir.document(report, release),
     )
 
 
-def _structured_report(report: Report) -> bytes:
+def _structured_report(report: Report, parts: Services) -> bytes:
     from service.clinical import structured_report  # noqa: PLC0415 - highdicom is slow, and an extra
 
-    return structured_report.document(report)
+    return structured_report.document(report, _series(parts, report.volume_id))
+
+
+def _series(parts: Services, volume_id: str) -> DicomSeries | None:
+    """A scan as DICOM; None where it is not kept any more, or has no place that DICOM can say."""
+    record = _record(parts, volume_id)
+    if record is None or record.state is not VolumeState.READY:
+        return None
+    try:
+        return DicomSeries(parts.shelf.take(record).volume)
+    except InvalidParameters:
+        return None
+
+
+def _record(parts: Services, volume_id: str) -> VolumeRecord | None:
+    try:
+        return parts.catalogue.volume(volume_id)
+    except MissingVolume:
+        return None
 
 
 FORMS = (
@@ -89,12 +108,12 @@ RESULT_FORMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def result_answer(request: Request, job: Job, catalogue: Catalogue) -> Response:
+def result_answer(request: Request, job: Job, parts: Services) -> Response:
     """The result of a job that has succeeded, in the form that `Accept` asks for, with a strong ETag of its
     own; 304 when the client has it. Raises ApiError 406.
     """
     form = _wanted(request, job)
-    body = _body(job, form, catalogue)
+    body = _body(job, form, parts)
     tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     headers = {"Cache-Control": "private, no-cache", "Vary": "Accept"}
     if unchanged(request, tag):
@@ -122,17 +141,8 @@ def _wanted(request: Request, job: Job) -> Form:
     )
 
 
-def _body(job: Job, form: Form, catalogue: Catalogue) -> bytes:
-    if form.write is None:
+def _body(job: Job, form: Form, parts: Services) -> bytes:
+    if form.write is None or job.volume_id is None:
         return json.dumps(plain(job.result), ensure_ascii=False, separators=(",", ":")).encode()
-    return form.write(report_of(job, _stored(job, catalogue)))
-
-
-def _stored(job: Job, catalogue: Catalogue) -> StoredVolume | None:
-    """The facts of the job's scan, where it is still kept."""
-    if job.volume_id is None:
-        return None
-    try:
-        return catalogue.volume(job.volume_id).stored
-    except MissingVolume:
-        return None
+    record = _record(parts, job.volume_id)
+    return form.write(report_of(job, None if record is None else record.stored), parts)

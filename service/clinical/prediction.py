@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.clinical import uuids
 from service.errors import plain
+from storage.exports.dicom import Identity
 from storage.jobs import Job
 from storage.records import StoredVolume
 
@@ -26,8 +27,6 @@ SOFTWARE = "Tomotrain"
 NO_INTERVAL = "unknown: the model learnt from too few patients for it"
 _CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
 """A code string (PS3.5 6.2)."""
-_REPLACED = re.compile(r"2\.25\.[1-9][0-9]{0,38}")
-"""A UID that stands in the place of one that was sent (storage/dicom_uids.py)."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]+")
 
 
@@ -128,9 +127,10 @@ class Report:
 
     @property
     def study(self) -> str:
-        """The UID of the scan's study, as it was replaced when the scan came, or one in the place of it."""
-        own = uuids.part(uuids.own(self.volume_id), "study")
-        return self.kept("StudyInstanceUID", _REPLACED) or uuids.uid(own)
+        """The UID of the scan's study, as this service has it in DICOM."""
+        if self.stored is None:
+            return uuids.uid(uuids.part(uuids.own(self.volume_id), "study"))
+        return Identity.of(self.stored).study
 
     @property
     def device(self) -> uuid.UUID:
@@ -140,17 +140,8 @@ class Report:
     @property
     def modality(self) -> str | None:
         """Of the scan, as DICOM has it."""
-        return self.kept("Modality", _CODE)
-
-    @property
-    def frame_of_reference(self) -> str | None:
-        """The UID of the scan's frame of reference, as it was replaced."""
-        return self.kept("FrameOfReferenceUID", _REPLACED)
-
-    def kept(self, keyword: str, form: re.Pattern[str]) -> str | None:
-        """An attribute of the scan's, where it is of this form: headers of other formats hold free text."""
-        found = None if self.stored is None else self.stored.metadata.get(keyword)
-        return found if isinstance(found, str) and form.fullmatch(found) else None
+        found = None if self.stored is None else self.stored.metadata.get("Modality")
+        return found if isinstance(found, str) and _CODE.fullmatch(found) else None
 
     @property
     def target(self) -> str:

@@ -1,9 +1,8 @@
 """A prediction as a DICOM structured report: TID 1500 Measurement Report in a Comprehensive SR (PS3.3 A.35).
 
 Nobody has verified a prediction: the document is complete, unverified and preliminary. Of the patient it says
-nothing, since nothing is known here. What it refers to is the scan as this service holds it, one object of a
-whole volume, in the study as its UID was replaced when the scan came (PS3.15 Annex E, action U), and else by
-UIDs that follow from the volume's id: two reports on a scan name the same one.
+nothing, since nothing is known here. It is of the study that the scan is in, and refers to the scan's planes
+as this service exports and serves them, by UIDs that took the place of the sender's (storage/dicom_uids.py).
 
 Import it where a report is asked for, and not before: highdicom is an extra, and slow to import.
 """
@@ -11,64 +10,50 @@ Import it where a report is asked for, and not before: highdicom is an extra, an
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+import uuid
+from importlib.metadata import version
 
-import numpy as np
+import highdicom
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from highdicom.sr import ComprehensiveSR, MeasurementReport
 from pydicom import Dataset
 from pydicom.sr.coding import Code
-from pydicom.uid import (
-    EnhancedCTImageStorage,
-    EnhancedMRImageStorage,
-    EnhancedPETImageStorage,
-    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
-)
-from pydicom.valuerep import DA, DT, TM, DSfloat
+from pydicom.valuerep import DA, DT, TM
 
 from service.clinical import uuids
 from service.clinical.prediction import SOFTWARE, Report
 from service.clinical.sr_content import SCHEME, group, observer, words
-from storage.grid import VoxelGrid
+from service.clinical.sr_images import MOST_LISTED, evidence, library
+from storage.exports.dicom import DicomSeries
 
-_OBJECTS = {
-    "CT": EnhancedCTImageStorage,
-    "MR": EnhancedMRImageStorage,
-    "PT": EnhancedPETImageStorage,
-}
-"""What a whole volume of a modality is in DICOM; of others a secondary capture of many frames."""
 _PROCEDURES = {
     "CT": Code("77477000", "SCT", "Computed tomography"),
     "MR": Code("113091000", "SCT", "Magnetic resonance imaging"),
     "PT": Code("82918005", "SCT", "Positron emission tomography"),
 }
 _IMAGING = Code("363679005", "SCT", "Imaging")
-_EMPTY = (
-    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
-    "StudyTime", "ReferringPhysicianName",
-)  # fmt: skip
-"""What the document must have, and may have empty (type 2)."""
-_TO_LPS = np.array([-1.0, -1.0, 1.0])
-"""From RAS+ to the patient's axes of DICOM (PS3.3 C.7.6.2.1.1)."""
 
 
-def document(report: Report) -> bytes:
-    """The report as a file (PS3.10), explicit VR little endian. The same report gives the same bytes."""
-    made = _document(report)
+def document(report: Report, series: DicomSeries | None) -> bytes:
+    """The report as a file (PS3.10), explicit VR little endian; it names no image where there is no `series`.
+
+    The same report and series give the same bytes. What is another document, as it is when the scan has been
+    deleted since, has another SOP Instance UID (PS3.3 C.12.1.1.1).
+    """
     file = io.BytesIO()
-    made.save_as(file, enforce_file_format=True)
+    _document(report, series).save_as(file, enforce_file_format=True)
     return file.getvalue()
 
 
-def _document(report: Report) -> ComprehensiveSR:
-    scan = _scan(report)
+def _document(report: Report, series: DicomSeries | None) -> ComprehensiveSR:
+    instances = evidence(report, series)
     date, time = DA(report.issued.date()), TM(report.issued.time())
     made = ComprehensiveSR(
-        evidence=[scan],
-        content=_content(report, scan),
+        evidence=instances,
+        content=_content(report, series, instances),
         series_instance_uid=uuids.uid(uuids.part(report.identity, "series")),
         series_number=1,
-        sop_instance_uid=uuids.uid(report.identity),
+        sop_instance_uid=uuids.uid(_named(report, instances)),
         instance_number=1,
         manufacturer=SOFTWARE,
         manufacturer_model_name=f"{SOFTWARE} predict",
@@ -82,6 +67,8 @@ def _document(report: Report) -> ComprehensiveSR:
         specific_character_set="ISO_IR 192",
         coding_schemes=[_scheme()],
     )
+    if series is None:
+        del made.CurrentRequestedProcedureEvidenceSequence
     made.InstanceCreationDate, made.InstanceCreationTime = date, time
     made.TimezoneOffsetFromUTC = "+0000"
     made.ContributingEquipmentSequence[0].ContributionDateTime = DT(report.issued.replace(tzinfo=None))
@@ -90,15 +77,24 @@ def _document(report: Report) -> ComprehensiveSR:
     return made
 
 
-def _content(report: Report, scan: Dataset) -> MeasurementReport:
+def _named(report: Report, instances: list[Dataset]) -> uuid.UUID:
+    """By all that may differ between documents of one job: what they refer to, and the programs."""
+    programs = [version("tomotrain"), highdicom.__version__]
+    named = [report.study, *(image.SOPInstanceUID for image in instances)]
+    return uuids.part(report.identity, "\n".join([*programs, *named]))
+
+
+def _content(report: Report, series: DicomSeries | None, instances: list[Dataset]) -> MeasurementReport:
     """The content tree."""
     made = MeasurementReport(
         observation_context=observer(report),
         procedure_reported=_PROCEDURES.get(report.modality or "", _IMAGING),
         imaging_measurements=[group(report)],
-        referenced_images=None if report.stored is None else [scan],
     )
-    made[0].ContentSequence.append(words(report))
+    root = made[0].ContentSequence
+    if series is not None and len(instances) <= MOST_LISTED:
+        root.insert(len(root) - 1, library(report, series, instances))
+    root.append(words(report))
     return made
 
 
@@ -108,42 +104,3 @@ def _scheme() -> CodingSchemeIdentificationItem:
     )
     scheme.CodingSchemeUID = uuids.uid(uuids.NAMESPACE)
     return scheme
-
-
-def _scan(report: Report) -> Dataset:
-    """What the report refers to, as far as it is known."""
-    scan = Dataset()
-    for keyword in _EMPTY:
-        setattr(scan, keyword, None)
-    volume = uuids.own(report.volume_id)
-    scan.SOPClassUID = _OBJECTS.get(
-        report.modality or "", MultiFrameGrayscaleWordSecondaryCaptureImageStorage
-    )
-    scan.StudyInstanceUID = report.study
-    scan.SeriesInstanceUID = uuids.uid(uuids.part(volume, "series"))
-    scan.SOPInstanceUID = uuids.uid(volume)
-    scan.Modality = "OT"
-    if report.frame_of_reference is not None:
-        scan.FrameOfReferenceUID = report.frame_of_reference
-    if report.stored is not None:
-        _, scan.Rows, scan.Columns = report.stored.grid.shape
-        _place(scan, report.stored.grid, report)
-    return scan
-
-
-def _place(scan: Dataset, grid: VoxelGrid, report: Report) -> None:
-    """Where a cross-section lies (TID 1604); nothing where that is not known whole."""
-    thickness = None if report.stored is None else report.stored.metadata.get("SliceThickness")
-    if report.modality not in _OBJECTS or grid.spacing is None or not isinstance(thickness, (int, float)):
-        return
-    axes = grid.matrix[:3, :3] / np.array(grid.spacing[::-1]) * _TO_LPS[:, None]
-    scan.Modality = report.modality
-    scan.PixelSpacing = _decimals(grid.spacing[1:])
-    scan.SliceThickness, scan.SpacingBetweenSlices = _decimals((thickness, grid.spacing[0]))
-    scan.ImagePositionPatient = _decimals(grid.matrix[:3, 3] * _TO_LPS)
-    scan.ImageOrientationPatient = _decimals(axes[:, :2].T.ravel())
-
-
-def _decimals(numbers: Iterable[float]) -> list[DSfloat]:
-    """Decimal strings of 16 characters at most."""
-    return [DSfloat(float(number), auto_format=True) for number in numbers]

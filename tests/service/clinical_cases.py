@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from house import House
+import numpy as np
 
 from service.clinical.prediction import Report, report_of
 from storage.grid import VoxelGrid
+from storage.ingest import ingest
 from storage.jobs import Job, JobKind, JobState, Queue
 from storage.records import Statistics, StoredVolume
+from storage.volume import Volume
+from tests.storage.scans import ArrayScan
+
+if TYPE_CHECKING:
+    from house import House
 
 JOB = "job_019aa000-0000-7000-8000-00000000000a"
 VOLUME = "vol_019aa000-0000-7000-8000-00000000000b"
@@ -116,21 +124,22 @@ HOSTILE: dict[str, Any] = {
     "verdict": HOSTILE_NAME,
 }
 
+AFFINE = ((-0.7, 0, 0, 10), (0, -0.8, 0, 20), (0, 0, 1.25, -30), (0, 0, 0, 1))
+"""In RAS+ mm: x and y grow to the left and to the back, as a scanner's columns and rows do."""
+CT_HEADER = {"Modality": "CT", "SliceThickness": 1.5}
 CT = StoredVolume(
-    grid=VoxelGrid.from_affine(
-        (12, 16, 20), [[-0.7, 0, 0, 10], [0, -0.8, 0, 20], [0, 0, 1.25, -30], [0, 0, 0, 1]]
-    ),
+    grid=VoxelGrid.from_affine((4, 16, 20), AFFINE),
     axes=("z", "y", "x"),
-    array_shape=(12, 16, 20),
+    array_shape=(4, 16, 20),
     dtype="int16",
     levels=1,
     digest=DIGEST,
     statistics=Statistics(0, 1, 0.5, 0.1),
     stored_bytes=10,
     source_format="dicom",
-    metadata={"Modality": "CT", "SliceThickness": 1.5},
+    metadata=CT_HEADER,
 )
-"""A scan of 20 x 16 voxels and 12 slices; x and y grow to the left and to the back."""
+"""The facts of a scan of 20 x 16 voxels and 4 slices."""
 
 
 def job_with(result: dict[str, Any], **changed: Any) -> Job:
@@ -154,6 +163,14 @@ def job_with(result: dict[str, Any], **changed: Any) -> Job:
 def report_with(result: dict[str, Any], stored: StoredVolume | None = CT) -> Report:
     """The facts that both forms say."""
     return report_of(job_with(result), stored)
+
+
+def scan_in(folder: Path, header: dict[str, Any], affine: Any = AFFINE) -> Volume:
+    """A scan of 20 x 16 voxels and 4 slices with such a header; without an affine nobody knows its place."""
+    voxels = np.arange(4 * 16 * 20, dtype=np.int16).reshape(4, 16, 20)
+    scan = ArrayScan(voxels, affine=None if affine is None else np.array(affine))
+    scan.header = replace(scan.header, metadata=header)
+    return Volume.open(folder, ingest(scan, folder).digest)
 
 
 def predicted(house: House, volume_id: str, result: dict[str, Any], **labels: str) -> str:

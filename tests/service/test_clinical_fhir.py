@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 from xml.etree import ElementTree
@@ -13,6 +14,7 @@ import pytest
 from clinical_cases import (
     CASES,
     CLASSES,
+    CT,
     ENDED_AT,
     HOSTILE,
     JOB,
@@ -241,6 +243,11 @@ def test_which_model_said_it_of_which_scan(release: Release) -> None:
     assert re.fullmatch(r"urn:oid:2\.25\.[1-9][0-9]{0,38}", scan["identifier"]["value"])
     assert NUMBER["volume_digest"] in scan["display"]
     assert scan["display"].startswith("CT scan vol_")
+
+
+def test_a_modality_that_is_no_code_is_not_told() -> None:
+    named = replace(CT, metadata={"Modality": "Mr. Jones, 61"})
+    assert b"Jones" not in document(report_with(NUMBER, named), R4)
 
 
 @RELEASES

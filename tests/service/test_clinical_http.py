@@ -6,9 +6,12 @@ import io
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import highdicom as hd
+import nibabel as nib
+import numpy as np
 import pydicom
 import pytest
 from clinical_cases import CASES, CLASSES, NUMBER, predicted
@@ -193,7 +196,16 @@ def test_a_scan_that_is_deleted_leaves_its_reports(house: House, nifti: bytes) -
         assert house.http.get(address, headers={"Accept": form}).status_code == 200
     after = pydicom.dcmread(io.BytesIO(house.http.get(address, headers={"Accept": DICOM}).content))
     assert "Image Library" not in str(after)
-    assert after.SOPInstanceUID == pydicom.dcmread(io.BytesIO(before.content)).SOPInstanceUID
+    assert after.SOPInstanceUID != pydicom.dcmread(io.BytesIO(before.content)).SOPInstanceUID
+
+
+def test_a_scan_that_dicom_cannot_place_is_not_referred_to(house: House, tmp_path: Path) -> None:
+    sheared = np.array([[1, 0.3, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    nib.save(nib.Nifti1Image(np.arange(512, dtype=np.int16).reshape(8, 8, 8), sheared), tmp_path / "scan.nii")
+    address = predicted(house, house.ready((tmp_path / "scan.nii").read_bytes()), NUMBER)
+    answer = house.http.get(address, headers={"Accept": DICOM})
+    assert hd.sr.srread(io.BytesIO(answer.content)).get_evidence() == []
+    assert b"Image Library" not in answer.content
 
 
 def test_the_contract_names_the_forms(clinic: Clinic) -> None:
