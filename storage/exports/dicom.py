@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from storage.dicom_uids import INSTANCES, SentInstances, derived_uid
+from storage.errors import InvalidParameters
 from storage.exports.dicom_header import (
     CT,
     MR,
@@ -145,24 +146,44 @@ class DicomSeries:
         dataset.FrameOfReferenceUID = self.identity.frame_of_reference
         return dataset
 
+    def header(self, plane: int, frame: int = 0) -> Dataset:
+        """All that stands in an instance but its pixels; reads no voxels where they are stored as they are.
+
+        Raises as `instance`.
+        """
+        self._check(plane, frame)
+        if self._direct is not None:
+            return self._dataset(CodedPlane(np.empty((0, 0), self._direct)), plane, frame)
+        return self._dataset(coded(self.volume.plane("z", plane, frame=frame), None), plane, frame)
+
+    def _check(self, plane: int, frame: int) -> None:
+        for pointer, value, count in (("/index", plane, self.planes), ("/frame", frame, self.frames)):
+            if not 0 <= value < count:
+                raise InvalidParameters([(pointer, f"goes from 0 to {count - 1} here, not {value}")])
+
     def _file(self, voxels: Voxels, plane: int, frame: int) -> bytes:
         from pydicom import dcmwrite  # noqa: PLC0415 - slow to import
-        from pydicom.dataset import Dataset  # noqa: PLC0415
 
-        dataset, values = Dataset(), coded(voxels, self._direct)
+        values, file = coded(voxels, self._direct), io.BytesIO()
         self.largest_error = max(self.largest_error, values.error)
+        dataset = self._dataset(values, plane, frame)
+        dataset.add_new("PixelData", "OW", np.ascontiguousarray(values.stored, "<i2").tobytes())
+        dataset.file_meta = file_meta(dataset)
+        dcmwrite(file, dataset, enforce_file_format=True)
+        return file.getvalue()
+
+    def _dataset(self, values: CodedPlane, plane: int, frame: int) -> Dataset:
+        from pydicom.dataset import Dataset  # noqa: PLC0415 - slow to import
+
+        dataset = Dataset()
         dataset.update(self._shared)
         dataset.SOPInstanceUID = self.instance_uid(plane, frame)
         dataset.InstanceNumber = frame * self.planes + plane + 1
         self._add_frame(dataset, frame)
         if self.placement is not None:
-            position = self.placement.origin + plane * self.placement.step
-            dataset.ImagePositionPatient = decimals(position)
+            dataset.ImagePositionPatient = decimals(self.placement.origin + plane * self.placement.step)
         self._add_values(dataset, values)
-        dataset.file_meta = file_meta(dataset)
-        file = io.BytesIO()
-        dcmwrite(file, dataset, enforce_file_format=True)
-        return file.getvalue()
+        return dataset
 
     def _add_frame(self, dataset: Dataset, frame: int) -> None:
         """Image type, and what tells frames apart."""
@@ -188,4 +209,3 @@ class DicomSeries:
             if self.sop_class != CT or "RescaleType" in self.stored.metadata:
                 dataset.RescaleType = self.stored.metadata.get("RescaleType", "US")
         dataset.DerivationDescription = "; ".join(derivation(self.stored, values.error))
-        dataset.add_new("PixelData", "OW", np.ascontiguousarray(values.stored, "<i2").tobytes())

@@ -303,8 +303,10 @@ def _check_version(configuration: dict[str, Any]) -> None:
     try:
         PuttCodec.readable(configuration.get("version"))
     except ValueError:
-        told = f"Zarr codec {BLOCKS!r}: blocks of another version than {PuttCodec.newest} are not read here"
-        raise UnsupportedScan(f"{told}; if another Tomotrain wrote them, use a newer one") from None
+        told = (
+            f"Zarr codec {BLOCKS!r}: version {numeric(configuration.get('version'))} of the format, of which"
+        )
+        raise UnsupportedScan(f"{told} this Tomotrain reads {PuttCodec.newest}: use a newer one") from None
 
 
 def _check_extent(shape: tuple[int, ...], layout: Layout, limits: Limits) -> None:

@@ -30,9 +30,7 @@ def codec_name(name: Any) -> str:
 def numeric(value: Any) -> str:
     """A value, where it holds nothing but numbers."""
     values = value if isinstance(value, list) else [value]
-    return (
-        str(value) if all(type(each) in (int, float, NoneType) for each in values) else "no list of numbers"
-    )
+    return str(value) if all(type(each) in (int, float, NoneType) for each in values) else "no number"
 
 
 def version_of(value: Any) -> str | None:

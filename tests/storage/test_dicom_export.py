@@ -365,6 +365,17 @@ def test_the_same_volume_makes_the_same_bytes(tmp_path: Path) -> None:
     assert [content for _, content in series.instances(3)] == [series.instance(plane) for plane in range(5)]
 
 
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_a_header_is_the_instance_without_its_pixels(tmp_path: Path, dtype: str) -> None:
+    series = DicomSeries(volume_of(tmp_path / "v", noise((3, 4, 5), dtype) / np.array(7, dtype), CT_HEADER))
+    whole = pydicom.dcmread(io.BytesIO(series.instance(1)))
+    del whole.PixelData
+    assert series.header(1).to_json_dict() == whole.to_json_dict()
+    for plane, frame in ((3, 0), (-1, 0), (0, 1)):
+        with pytest.raises(InvalidParameters):
+            series.header(plane, frame)
+
+
 def test_memory_is_that_of_some_planes(tmp_path: Path) -> None:
     volume = volume_of(tmp_path / "v", noise((64, 96, 96)), CT_HEADER)
     series = DicomSeries(volume)

@@ -1,0 +1,7 @@
+"""DICOMweb (PS3.18) as functions that know no route and no catalogue.
+
+multipart   multipart/related bodies, read and written piece by piece
+media       which media type an Accept header asks for
+json_model  the DICOM JSON model (annex F) of studies, series, instances and answers to STOW-RS
+query       QIDO-RS: what a search asks for, and what matches
+"""
