@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from celery import Celery
-from celery.signals import setup_logging, worker_init, worker_process_init, worker_process_shutdown
+from celery import Celery, bootsteps
+from celery.signals import worker_init, worker_process_init, worker_process_shutdown
 
 from storage.jobs import Queue
-from storage.log_lines import set_up
 from workers.hearing import Hearing
 from workers.settings import WorkerSettings
 from workers.tasks import add_tasks, call_helpers
@@ -28,6 +27,8 @@ KEEPALIVE = {
 """A broker whose machine vanished is noticed after a minute, not after the two hours that systems wait."""
 START_S = 120.0
 """How long a pool process may take to import torch, reach the database and announce itself."""
+LOOK_S = 0.5
+"""Between two looks whether the pool process is there."""
 
 
 def create_app(settings: WorkerSettings, load_kinds: Callable[[], Sequence[AnyKind]]) -> Celery:
@@ -38,9 +39,9 @@ def create_app(settings: WorkerSettings, load_kinds: Callable[[], Sequence[AnyKi
     """
     app = Celery("tomotrain", broker=settings.broker)
     app.conf.update(celery_settings(settings))
+    app.steps["consumer"].add(Replacement)
     lifetime = _Lifetime(app, settings, load_kinds)
     add_tasks(app, lifetime.process)
-    setup_logging.connect(lambda **_: set_up(settings.log_format), weak=False)
     worker_init.connect(lifetime.remember_name, weak=False)
     worker_process_init.connect(lifetime.begin, weak=False)
     worker_process_shutdown.connect(lifetime.end, weak=False)
@@ -76,6 +77,20 @@ def celery_settings(settings: WorkerSettings) -> dict[str, Any]:
         "worker_prefetch_multiplier": 1,
         "worker_proc_alive_timeout": START_S,
     }
+
+
+class Replacement(bootsteps.StartStopStep):  # type: ignore[misc]
+    """In the parent: puts a new pool process in the place of one that has ended, soon.
+
+    Celery looks when the process's files are closed, which is often before it can be waited for, and then
+    not before five seconds have passed.
+    """
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, parent: Any) -> None:
+        """At every connection to the broker, which clears the timers."""
+        parent.timer.call_repeatedly(LOOK_S, parent.pool.maintain_pool)
 
 
 class _Lifetime:
