@@ -8,9 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, bootsteps
-from celery.signals import worker_init, worker_process_init, worker_process_shutdown
+from celery.signals import setup_logging, worker_init, worker_process_init, worker_process_shutdown
 
 from storage.jobs import Queue
+from storage.log_lines import set_up
 from workers.hearing import Hearing
 from workers.settings import WorkerSettings
 from workers.tasks import add_tasks, call_helpers
@@ -42,6 +43,7 @@ def create_app(settings: WorkerSettings, load_kinds: Callable[[], Sequence[AnyKi
     app.steps["consumer"].add(Replacement)
     lifetime = _Lifetime(app, settings, load_kinds)
     add_tasks(app, lifetime.process)
+    setup_logging.connect(lambda **_: set_up(settings.log_format), weak=False)
     worker_init.connect(lifetime.remember_name, weak=False)
     worker_process_init.connect(lifetime.begin, weak=False)
     worker_process_shutdown.connect(lifetime.end, weak=False)
