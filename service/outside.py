@@ -137,8 +137,8 @@ class Guard:
         listed = self._allowed.lists(address) or (named and (_is_public(address) or _is_private(address)))
         if not (listed or _is_public(address)):
             raise Refused(
-                f"{host!r} is at {address}, which is no public address; an operator may allow the host or "
-                "its network (TOMOTRAIN_WEBHOOK_HOSTS)"
+                f"{host!r} is not at a public address; an operator may allow the host, or its network "
+                "(TOMOTRAIN_WEBHOOK_HOSTS)"
             )
         if url.scheme != "https" and not listed:
             raise Refused(f"{host!r} is reached by https only; an operator may allow http for it")
@@ -159,8 +159,8 @@ def parse(url: str | httpx.URL) -> httpx.URL:
         raise Malformed("a URL with a user name or password is not taken")
     if parsed.fragment or "#" in text:
         raise Malformed("a URL with a fragment is not taken")
-    if parsed.port == 0:
-        raise Malformed("there is no port 0")
+    if parsed.port is not None and not 0 < parsed.port < 65_536:
+        raise Malformed("a port is between 1 and 65535")
     return parsed
 
 
@@ -212,7 +212,7 @@ class Pinned(httpx.AsyncBaseTransport):
     def __init__(self, guard: Guard, *, verify: ssl.SSLContext | None = None) -> None:
         self._guard = guard
         self._inner = httpx.AsyncHTTPTransport(
-            verify=verify or httpx.create_ssl_context(trust_env=False),
+            verify=verify or httpx.create_ssl_context(),
             trust_env=False,
             limits=httpx.Limits(max_keepalive_connections=0),
         )

@@ -59,7 +59,7 @@ class Glance:
         return Cursor(self.changed_at, self.id)
 
 
-_GLANCES: Select[Any] = select(
+GLANCES: Select[Any] = select(
     jobs.c.id,
     jobs.c.project_id,
     jobs.c.kind,
@@ -88,9 +88,9 @@ class Changes:
         parts = [wanted[start : start + MOST_IDS] for start in range(0, len(wanted), MOST_IDS)]
         with self._database.reading() as connection:
             return [
-                _glance(row)
+                glance_of(row)
                 for part in parts
-                for row in connection.execute(_GLANCES.where(jobs.c.id.in_(part)))
+                for row in connection.execute(GLANCES.where(jobs.c.id.in_(part)))
             ]
 
     def last(self) -> Cursor:
@@ -109,13 +109,13 @@ class Changes:
         place = tuple_(jobs.c.changed_at, jobs.c.id)
         with self._database.reading() as connection:
             statement = (
-                _GLANCES.where(place > tuple_(*cursor), jobs.c.changed_at <= self._horizon(connection))
+                GLANCES.where(place > tuple_(*cursor), jobs.c.changed_at <= self._horizon(connection))
                 .order_by(jobs.c.changed_at, jobs.c.id)
                 .limit(limit)
             )
             if project_id is not None:
                 statement = statement.where(jobs.c.project_id == project_id)
-            return [_glance(row) for row in connection.execute(statement)]
+            return [glance_of(row) for row in connection.execute(statement)]
 
     def _horizon(self, connection: Connection) -> float:
         """The time before which everything has been written.
@@ -136,6 +136,7 @@ _OLDEST_WRITER = text(
 )
 
 
-def _glance(row: Row[Any]) -> Glance:
+def glance_of(row: Row[Any]) -> Glance:
+    """The glance in a row of `GLANCES`."""
     progress = None if row.progress is None else Progress(**row.progress)
     return Glance(**{**row._mapping, "state": JobState(row.state), "progress": progress})

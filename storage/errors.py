@@ -16,6 +16,7 @@
     │   ├── MissingKey               no such object in a volume's store
     │   ├── MissingProject
     │   ├── MissingAccessKey
+    │   ├── MissingWebhook
     │   └── MissingUpload            ¹
     ├── Conflict
     │   ├── VolumeNotReady
@@ -206,6 +207,16 @@ class MissingAccessKey(NotFound):
     def __init__(self, key_id: str) -> None:
         super().__init__(f"there is no API key {key_id!r}; `tomotrain keys list` shows those that there are")
         self.key_id = key_id
+
+
+class MissingWebhook(NotFound):
+    """No webhook of the project has this id."""
+
+    code = "webhook-not-found"
+
+    def __init__(self, webhook_id: str) -> None:
+        super().__init__(f"there is no webhook {webhook_id!r}")
+        self.webhook_id = webhook_id
 
 
 class Conflict(StorageError):

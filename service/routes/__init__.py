@@ -18,6 +18,7 @@ from service.routes import (
     tus,
     uploads,
     volumes,
+    webhooks,
 )
 
 ROUTERS: tuple[APIRouter, ...] = (
@@ -30,6 +31,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     jobs.router,
     logs.router,
     events.router,
+    webhooks.router,
     access.router,
     health.router,
     metrics.router,
