@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -147,14 +147,21 @@ class Stack:
         return commands
 
     def _wait_until_ready(self) -> None:
-        """Until the API is ready, and a worker of this stack (not of an earlier one) has announced itself."""
+        """Until the API is ready, and the workers of this stack (not of an earlier one) have announced
+        themselves.
+        """
+        awaited = len(worker_commands(self._environment))
         deadline, began = time.monotonic() + READY_S, time.time()
         with self._catalogue() as catalogue:
             while time.monotonic() < deadline:
                 if self._ended.is_set():
                     self._raise_failure()
                 self._give_up_on_the_hopeless()
-                if _announced_since(began, catalogue) and self.url and _answers(f"{self.url}/readyz"):
+                if (
+                    _announced_since(began, catalogue) >= awaited
+                    and self.url
+                    and _answers(f"{self.url}/readyz")
+                ):
                     return
                 time.sleep(POLL_S)
         raise StackError(f"the service is not ready after {READY_S:.0f} s; see {self._folder / 'logs'}")
@@ -212,22 +219,26 @@ def _broker_binary() -> str:
 
 
 def worker_commands(environment: Mapping[str, str]) -> list[Command]:
-    """One Celery worker per GPU, else one on the CPU; each runs one job at a time."""
+    """One Celery worker per GPU, else one on the CPU, for all queues; and one on the CPU for what people wait
+    for, so that no training holds it up. Each runs one job at a time.
+    """
     gpus = visible_gpus(environment)
     places = {f"gpu{i}": {"CUDA_VISIBLE_DEVICES": gpu} for i, gpu in enumerate(gpus)} or {"cpu": {}}
+    quick = {"CUDA_VISIBLE_DEVICES": "", "TOMOTRAIN_MEMORY_SHARE": "0.25"}
     return [
-        Command(
-            f"worker-{place}",
-            [
-                *(sys.executable, "-m", "celery", "-A", "workers.app", "worker"),
-                *("--queues", ",".join(Queue), "--concurrency", "1", "--pool", "prefork"),
-                *("--hostname", f"{place}@%h", "--without-gossip", "--without-mingle"),
-                *("--loglevel", "INFO"),
-            ],
-            {**environment, **variables},
-        )
-        for place, variables in places.items()
+        *(_worker(place, list(Queue), {**environment, **more}) for place, more in places.items()),
+        _worker("quick", [Queue.INTERACTIVE], {**environment, **quick}),
     ]
+
+
+def _worker(place: str, queues: Sequence[Queue], environment: Mapping[str, str]) -> Command:
+    arguments = [
+        *(sys.executable, "-m", "celery", "-A", "workers.app", "worker"),
+        *("--queues", ",".join(queues), "--concurrency", "1", "--pool", "prefork"),
+        *("--hostname", f"{place}@%h", "--without-gossip", "--without-mingle"),
+        *("--loglevel", "INFO"),
+    ]
+    return Command(f"worker-{place}", arguments, environment)
 
 
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:
@@ -302,10 +313,10 @@ def _address(host: str, listener: socket.socket) -> str:
     return f"http://{shown}:{listener.getsockname()[1]}"
 
 
-def _announced_since(began: float, catalogue: Catalogue) -> bool:
+def _announced_since(began: float, catalogue: Catalogue) -> int:
     with suppress(CatalogueUnavailable):
-        return any(worker.last_seen >= began for worker in catalogue.workers())
-    return False
+        return sum(worker.last_seen >= began for worker in catalogue.workers())
+    return 0
 
 
 def _answers(url: str) -> bool:

@@ -115,7 +115,7 @@ class _Lifetime:
         from workers.process import WorkerProcess  # noqa: PLC0415 - heavy, and only after the fork
 
         process = WorkerProcess(
-            self._settings, self._load_kinds(), self._name, call_helpers=partial(call_helpers, self._app)
+            self._settings, self._kinds(), self._name, call_helpers=partial(call_helpers, self._app)
         )
         self._process = process
         self._hearing = Hearing(
@@ -127,6 +127,11 @@ class _Lifetime:
             deaf_s=self._settings.deaf_s,
         )
         self._hearing.start()
+
+    def _kinds(self) -> list[AnyKind]:
+        """Those whose queues the command line gave to this worker (`--queues`; by default all)."""
+        queues = self._app.amqp.queues.consume_from
+        return [kind for kind in self._load_kinds() if kind.queue in queues]
 
     def end(self, **_: Any) -> None:
         """At the end of a pool process."""

@@ -22,7 +22,8 @@ class JobContext:
     """One attempt of one job. `record` is its volume's row, None for a job without a volume.
 
     `device` is a torch device's name. `report` is the point where a job can be cancelled: call it often.
-    `find_volume` and `find_job` give the row with an id, and raise MissingVolume and MissingJob.
+    `find_volume` and `find_job` give the row with an id in the job's project, and raise MissingVolume and
+    MissingJob.
     `call_helpers` asks other workers to come, so many at most and perhaps none, of a kind with `help`.
     """
 

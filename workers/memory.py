@@ -9,8 +9,6 @@ from pathlib import Path
 
 import psutil
 
-SHARE = 0.5
-"""Of the memory that is free when a worker starts, what one job may need if the settings do not say."""
 BASE_BYTES = 320 << 20
 """A process that has torch and the readers loaded: 306 MiB were measured (Linux, torch for CPUs)."""
 _CGROUP_LIMITS = (
@@ -21,10 +19,10 @@ _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
-def default_budget() -> int:
-    """Half of the memory that is free now; in a container, at most half of what it may use."""
+def default_budget(share: float) -> int:
+    """A share of the memory that is free now; in a container, at most that of what it may use."""
     free = psutil.virtual_memory().available
-    return int(SHARE * min([free, *_container_limits()]))
+    return int(share * min([free, *_container_limits()]))
 
 
 def reset_peak() -> None:

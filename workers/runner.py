@@ -44,7 +44,7 @@ class Runner:
         self._kinds = {kind.name: kind for kind in kinds}
         self._worker, self._device, self._call_helpers = worker, device, call_helpers
         self._end = end
-        self._memory_budget = settings.memory_budget_bytes or default_budget()
+        self._memory_budget = settings.memory_budget_bytes or default_budget(settings.memory_share)
 
     def run(self, job_id: str) -> Job | None:
         """Run the job if it is to be had, to whatever end; the job as it is then.
@@ -128,8 +128,8 @@ class Runner:
             device=self._device,
             memory_budget=self._memory_budget,
             report=report,
-            find_volume=self._catalogue.volume,
-            find_job=self._catalogue.job,
+            find_volume=partial(self._catalogue.volume, project_id=job.project_id),
+            find_job=partial(self._catalogue.job, project_id=job.project_id),
             call_helpers=partial(self._call_helpers, job),
         )
 

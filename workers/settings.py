@@ -12,7 +12,10 @@ class WorkerSettings(StorageSettings):
 
     device: str = Field("auto", description="torch device; auto: cuda where there is one, else cpu")
     memory_budget_bytes: int | None = Field(
-        None, gt=0, description="most memory that one job may need; unset: half of what is free at the start"
+        None, gt=0, description="most memory that one job may need; unset: `memory_share` of what is free"
+    )
+    memory_share: float = Field(
+        0.5, gt=0, le=1, description="of the memory that is free at the worker's start, what one job may need"
     )
     lease_s: float = Field(
         30.0, gt=0, description="a job whose worker is silent for this long is given to another"

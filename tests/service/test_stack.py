@@ -19,7 +19,7 @@ from house import wait_until
 
 from service.client import Client
 from service.settings import ServiceSettings
-from service.stack import Stack, StackError, visible_gpus
+from service.stack import Stack, StackError, visible_gpus, worker_commands
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 COMMAND = [sys.executable, "-c", "from service.cli import main; main()"]
@@ -160,6 +160,15 @@ def test_a_catalogue_that_cannot_be_opened_is_named_without_its_password(root: P
 )
 def test_gpus_are_those_that_may_be_seen(chosen: str, gpus: list[str]) -> None:
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": chosen}) == gpus
+
+
+@pytest.mark.parametrize(("chosen", "places"), [("", ["cpu", "quick"]), ("0,1", ["gpu0", "gpu1", "quick"])])
+def test_what_people_wait_for_has_a_worker_of_its_own(chosen: str, places: list[str]) -> None:
+    commands = worker_commands({"CUDA_VISIBLE_DEVICES": chosen})
+    assert [command.name for command in commands] == [f"worker-{place}" for place in places]
+    queues = [command.arguments[command.arguments.index("--queues") + 1] for command in commands]
+    assert queues == [*(["interactive,batch,train"] * (len(places) - 1)), "interactive"]
+    assert commands[-1].environment["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_gpus_are_counted_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ def test_the_peak_is_that_of_the_job_and_not_of_the_process() -> None:
 def test_the_default_budget_is_less_than_the_machine_has() -> None:
     import psutil
 
-    assert 0 < default_budget() < psutil.virtual_memory().total
+    assert 0 < default_budget(0.25) < default_budget(0.5) < psutil.virtual_memory().total
 
 
 def test_devices() -> None:
