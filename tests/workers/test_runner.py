@@ -18,7 +18,7 @@ from models.errors import NonFiniteSample, SourceFailed
 from storage.artifacts import ArtifactStore
 from storage.catalogue import Catalogue
 from storage.errors import CorruptVolume, InvalidScan, StorageFull
-from storage.jobs import Job, JobState, Progress
+from storage.jobs import Job, JobState, Progress, Sender
 from storage.records import VolumeState
 from workers import runner as runner_module
 from workers.context import JobContext
@@ -314,3 +314,25 @@ def test_reporting_is_cheap(catalogue: Catalogue, make_runner: Any) -> None:
     began = time.monotonic()
     ended = runner.run(job.id)
     assert ended.revision <= 2 + (time.monotonic() - began) + 1
+
+
+def test_a_job_finds_nothing_of_another_project(
+    catalogue: Catalogue, make_runner: Any, tmp_path: Path
+) -> None:
+    wanted: list[str] = []
+
+    def behave(context: JobContext) -> Outcome:
+        for find, name in zip((context.find_volume, context.find_job), wanted, strict=True):
+            if name:
+                find(name)
+        return DONE
+
+    runner = make_runner(Probe(behave))
+    scan, _ = upload(catalogue, tmp_path, b"scan")
+    model = catalogue.submit("probe", {})
+    for names, code in (((scan.id, ""), "volume-not-found"), (("", model.id), "job-not-found")):
+        wanted[:] = names
+        ours = catalogue.submit("probe", {})
+        theirs = catalogue.submit("probe", {}, sender=Sender("other"))
+        assert runner.run(ours.id).state is JobState.SUCCEEDED
+        assert runner.run(theirs.id).error["code"] == code
