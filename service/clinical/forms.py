@@ -37,17 +37,12 @@ class Form(Offer):
     ending: str | None = None
     """Of the file's name, where a browser is to save it."""
 
-    def refusal(self, job: Job) -> str | None:
-        """Why a job's result cannot be had in this form."""
+    def refusal(self, untold: str | None) -> str | None:
+        """Why a result cannot be had in this form; `untold` is why it has no clinical form."""
         if self.write is None:
             return None
-        if self.media_type == DICOM and find_spec("highdicom") is None:
-            return _MISSING
-        try:
-            report_of(job, None)
-        except NoPrediction as error:
-            return str(error)
-        return None
+        lacking = self.media_type == DICOM and find_spec("highdicom") is None
+        return untold or (_MISSING if lacking else None)
 
 
 def _fhir(release: fhir.Release) -> Form:
@@ -126,7 +121,8 @@ def result_answer(request: Request, job: Job, parts: Services) -> Response:
 
 def _wanted(request: Request, job: Job) -> Form:
     """The form that `Accept` asks for. Raises ApiError 406: what there is, and why not the rest."""
-    refusals = {form.content_type: form.refusal(job) for form in FORMS}
+    untold = _untold(job)
+    refusals = {form.content_type: form.refusal(untold) for form in FORMS}
     there = [form for form in FORMS if refusals[form.content_type] is None]
     found = chosen(",".join(request.headers.getlist("accept")), there)
     if found is not None:
@@ -136,9 +132,18 @@ def _wanted(request: Request, job: Job) -> Form:
     raise ApiError(
         "not-acceptable",
         "; ".join([f"Accept: of this result there is {named}", *reasons]),
-        errors=[("#Accept", f"{name}: {why or 'there is'}") for name, why in refusals.items()],
+        errors=[("#Accept", f"names none of {named}")],
         headers={"Vary": "Accept"},
     )
+
+
+def _untold(job: Job) -> str | None:
+    """Why a job's result has no clinical form."""
+    try:
+        report_of(job, None)
+    except NoPrediction as error:
+        return str(error)
+    return None
 
 
 def _body(job: Job, form: Form, parts: Services) -> bytes:

@@ -197,10 +197,11 @@ class Report:
 
 def report_of(job: Job, stored: StoredVolume | None) -> Report:
     """The facts of a job that has succeeded. Raises NoPrediction."""
+    prediction = prediction_of(job)
     if job.volume_id is None or job.ended_at is None:
         raise NoPrediction("the job is about no scan")
     issued = datetime.fromtimestamp(job.ended_at, UTC)
-    return Report(job.id, job.volume_id, issued, prediction_of(job), stored)
+    return Report(job.id, job.volume_id, issued, prediction, stored)
 
 
 def prediction_of(job: Job) -> Prediction:

@@ -119,7 +119,7 @@ def test_what_there_is_not_is_not_acceptable(clinic: Clinic, accept: str) -> Non
     assert answer.headers["vary"] == "Accept"
     for form in FORMS:
         assert form in problem["detail"]
-    assert [error["pointer"] for error in problem["errors"]] == ["#Accept"] * 4
+    assert [error["pointer"] for error in problem["errors"]] == ["#Accept"]
 
 
 @pytest.mark.parametrize("accept", [R4, R5, DICOM])
