@@ -8,13 +8,18 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from heapq import heapify, heapreplace
+from typing import Generic, TypeVar
 
 from storage.catalogue import Catalogue
 from storage.jobs import KEPT_ARTIFACT, Job, JobState, Line, Queue
 
 FRESH_S = 1.0
+LOOKING_SHARE = 20
+"""A look that takes long is good for so many times as long."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,6 @@ class Standing:
 
 
 UNKNOWN = Standing()
-_NEVER: tuple[float, dict[str, str]] = (float("-inf"), {})
 
 
 class Standings:
@@ -47,42 +51,68 @@ class Standings:
     def __init__(
         self, catalogue: Catalogue, *, worker_fresh_s: float, kept_s: float, fresh_s: float = FRESH_S
     ) -> None:
-        self._catalogue = catalogue
-        self._worker_fresh_s, self._kept_s, self._fresh_s = worker_fresh_s, kept_s, fresh_s
-        self._lock = threading.Lock()
-        self._waits: dict[Queue, tuple[float, _Wait]] = {}
-        self._devices = _NEVER
+        self._kept_s = kept_s
+        self._waits = {
+            queue: _Lately(partial(_Wait.seen, catalogue, queue, worker_fresh_s), fresh_s) for queue in Queue
+        }
+        self._devices = _Lately(lambda: {known.name: known.device for known in catalogue.workers()}, fresh_s)
 
     def of(self, job: Job) -> Standing:
         """The standing of a job."""
         waits = job.state in (JobState.WAITING, JobState.QUEUED)
         return Standing(
-            place=self._wait(job.queue).place(job.id) if waits else None,
-            device=None if job.worker is None else self._device(job.worker),
+            place=self._waits[job.queue].seen().place(job.id) if waits else None,
+            device=None if job.worker is None else self._devices.seen().get(job.worker),
             expires_at=None if job.ended_at is None or _is_model(job) else job.ended_at + self._kept_s,
         )
 
     def forget(self) -> None:
         """Look anew at the next question."""
-        with self._lock:
-            self._waits.clear()
-            self._devices = _NEVER
+        for wait in self._waits.values():
+            wait.forget()
+        self._devices.forget()
 
-    def _wait(self, queue: Queue) -> _Wait:
-        with self._lock:
-            seen_at, wait = self._waits.get(queue, (float("-inf"), _NOBODY))
-            if time.monotonic() - seen_at >= self._fresh_s:
-                wait = _Wait.of(self._catalogue.line(queue, fresh_s=self._worker_fresh_s))
-                self._waits[queue] = (time.monotonic(), wait)
-            return wait
 
-    def _device(self, worker: str) -> str | None:
+T = TypeVar("T")
+
+
+class _Lately(Generic[T]):
+    """What somebody saw `fresh_s` ago at most, or a little more: while one looks anew, the others go on with
+    what they know, and nobody looks for more than a twentieth of the time.
+    """
+
+    def __init__(self, look: Callable[[], T], fresh_s: float) -> None:
+        self._look, self._fresh_s = look, fresh_s
+        self._lock = threading.Lock()
+        self._seen: T | None = None
+        self._good_until = float("-inf")
+
+    def seen(self) -> T:
+        """As it is, or was a moment ago."""
+        seen = self._seen
+        if seen is not None and time.monotonic() < self._good_until:
+            return seen
+        if not self._lock.acquire(blocking=seen is None):
+            assert seen is not None
+            return seen
+        try:
+            return self._looked_at()
+        finally:
+            self._lock.release()
+
+    def forget(self) -> None:
+        """Look anew at the next question."""
         with self._lock:
-            seen_at, devices = self._devices
-            if time.monotonic() - seen_at >= self._fresh_s:
-                devices = {known.name: known.device for known in self._catalogue.workers()}
-                self._devices = (time.monotonic(), devices)
-            return devices.get(worker)
+            self._good_until = float("-inf")
+
+    def _looked_at(self) -> T:
+        """As it is; under the lock, which others may have had meanwhile."""
+        begun = time.monotonic()
+        if self._seen is None or begun >= self._good_until:
+            self._seen = self._look()
+            ended = time.monotonic()
+            self._good_until = ended + max(self._fresh_s, LOOKING_SHARE * (ended - begun))
+        return self._seen
 
 
 @dataclass(frozen=True)
@@ -91,6 +121,10 @@ class _Wait:
 
     ids: tuple[str, ...]
     starts_s: tuple[float, ...] | None
+
+    @classmethod
+    def seen(cls, catalogue: Catalogue, queue: Queue, worker_fresh_s: float) -> _Wait:
+        return cls.of(catalogue.line(queue, fresh_s=worker_fresh_s))
 
     @classmethod
     def of(cls, line: Line) -> _Wait:
@@ -112,9 +146,6 @@ def _starts(free_at: list[float], durations: list[float]) -> tuple[float, ...]:
     heapify(free_at)
     starts = [heapreplace(free_at, free_at[0] + seconds) for seconds in durations]
     return (*starts, free_at[0])
-
-
-_NOBODY = _Wait((), None)
 
 
 def _rounded(seconds: float) -> float:

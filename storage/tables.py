@@ -95,7 +95,7 @@ jobs = Table(
     # When the revision changed last, by the database's clock: storage/changes.py.
     Column("changed_at", Double, nullable=False, default=now(), server_default="0"),
     Index("jobs_by_project", "project_id", "id"),
-    Index("jobs_by_queue", "queue", "state", "id"),
+    Index("jobs_by_queue", "queue", "state", "id", "kind"),
     Index("jobs_by_told", "told", "state"),
     Index("jobs_by_change", "changed_at", "id"),
     Index("jobs_by_lease", "state", "lease_until"),

@@ -35,7 +35,7 @@ class Lines(Part):
 def _queued(connection: Connection, queue: Queue) -> tuple[tuple[str, str], ...]:
     here = (jobs.c.queue == queue, jobs.c.state == JobState.QUEUED)
     statement = select(jobs.c.id, jobs.c.kind).where(*here).order_by(jobs.c.id).limit(LONGEST_LINE)
-    return tuple((row.id, row.kind) for row in connection.execute(statement))
+    return tuple((job_id, kind) for job_id, kind in connection.execute(statement))
 
 
 def _workers(connection: Connection, queue: Queue, fresh_s: float) -> set[str]:

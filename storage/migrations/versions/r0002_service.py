@@ -24,7 +24,7 @@ def upgrade() -> None:
     ):
         op.add_column("jobs", column)
     op.create_index("jobs_by_project", "jobs", ["project_id", "id"])
-    op.create_index("jobs_by_queue", "jobs", ["queue", "state", "id"])
+    op.create_index("jobs_by_queue", "jobs", ["queue", "state", "id", "kind"])
     op.create_index("jobs_by_told", "jobs", ["told", "state"])
     op.create_index("jobs_by_end", "jobs", ["ended_at"])
     _tombstones()
