@@ -93,6 +93,11 @@ class AuditLog:
         with self._database.reading() as connection:
             return [_record(row) for row in connection.execute(statement)]
 
+    def everything(self) -> Iterator[AuditRecord]:
+        """Every record, oldest first."""
+        with self._database.reading() as connection:
+            yield from _all(connection)
+
     def verify(self) -> Broken | None:
         """The first break of the chain, None where it is whole."""
         before, expected = BEGINNING, 1

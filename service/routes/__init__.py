@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from service.routes import (
     access,
+    audit,
     dashboard,
     events,
     health,
@@ -33,6 +34,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     events.router,
     webhooks.router,
     access.router,
+    audit.router,
     health.router,
     metrics.router,
     dashboard.router,
