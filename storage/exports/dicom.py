@@ -7,9 +7,10 @@ it has no place); else Secondary Capture Image, whose planes may have a position
 A.8.1). Enhanced multi-frame classes would say the same in one file that no one could have plane by plane.
 
 Rows and columns are the array's; positions are the affine's, RAS turned to LPS, and so may lean, as those of
-a tilted gantry. Frames in time are temporal positions, channels differ in the fourth value of Image Type.
-Nothing identifies a patient: names and dates are empty, UIDs are those that replaced the sender's
-(storage/dicom_uids.py), or made of the volume's digest where there were none.
+a tilted gantry, or where planes were unevenly spaced those that were sent. Frames in time are temporal
+positions, channels differ in the fourth value of Image Type. Nothing identifies a patient: names and dates
+are empty, UIDs are those that replaced the sender's (storage/dicom_uids.py), or made of the volume's digest
+where there were none.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class DicomSeries:
         """Raises InvalidParameters for a volume whose geometry DICOM cannot say."""
         self.volume, self.stored = volume, volume.stored
         self.identity = Identity.of(self.stored)
-        self.placement = Placement.of(self.stored.grid)
+        self.placement = Placement.of(self.stored)
         self._direct = direct_dtype(self.stored)
         self.sop_class = sop_class_of(self.stored, self.placement, exact=self._direct is not None)
         self.largest_error = 0.0
@@ -181,7 +182,7 @@ class DicomSeries:
         dataset.InstanceNumber = frame * self.planes + plane + 1
         self._add_frame(dataset, frame)
         if self.placement is not None:
-            dataset.ImagePositionPatient = decimals(self.placement.origin + plane * self.placement.step)
+            dataset.ImagePositionPatient = decimals(self.placement.position(plane))
         self._add_values(dataset, values)
         return dataset
 

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import InvalidParameters
-from storage.grid import VoxelGrid
 from storage.records import StoredVolume
 
 if TYPE_CHECKING:
@@ -45,30 +44,43 @@ ASKED = "export it as nifti or ome-zarr"
 
 @dataclass(frozen=True)
 class Placement:
-    """Where planes lie, in LPS mm: directions of rows and columns, spacings, and `origin + plane * step`."""
+    """Where planes lie, in LPS mm: directions of rows and columns, spacings, and `origin + plane * step`; or
+    `uneven`, the positions (planes, 3) of such as do not follow each other in equal steps.
+    """
 
     row: NDArray[np.float64]
     column: NDArray[np.float64]
     spacing: tuple[float, float]
     origin: NDArray[np.float64]
     step: NDArray[np.float64]
+    uneven: NDArray[np.float64] | None = None
 
     @classmethod
-    def of(cls, grid: VoxelGrid) -> Placement | None:
-        """That of a grid; None where its place is unknown.
+    def of(cls, stored: StoredVolume) -> Placement | None:
+        """That of a volume; None where its place is unknown.
 
         Raises InvalidParameters where rows and columns are not perpendicular: DICOM's always are.
         """
-        if grid.affine is None:
+        if stored.grid.affine is None:
             return None
-        matrix = np.diag([-1.0, -1.0, 1.0, 1.0]) @ grid.matrix
+        matrix = np.diag([-1.0, -1.0, 1.0, 1.0]) @ stored.grid.matrix
         across, down, step, origin = matrix[:3].T
         sizes = float(np.linalg.norm(down)), float(np.linalg.norm(across))
         row, column = across / sizes[1], down / sizes[0]
         if abs(float(row @ column)) > PERPENDICULAR:
             told = f"rows and columns have a cosine of {float(row @ column):.3g} between them"
             raise InvalidParameters([("/format", f"{told}, and in DICOM they are perpendicular: {ASKED}")])
-        return cls(row, column, sizes, origin, step)
+        sent = np.array(stored.metadata.get("slice_positions_lps_mm", ()), np.float64)
+        return cls(
+            row, column, sizes, origin, step, sent if sent.shape == (stored.grid.shape[0], 3) else None
+        )
+
+    def position(self, plane: int) -> NDArray[np.float64]:
+        """Of a plane's first pixel."""
+        found: NDArray[np.float64] = (
+            self.origin + plane * self.step if self.uneven is None else self.uneven[plane]
+        )
+        return found
 
     @property
     def thickness(self) -> float:
@@ -151,7 +163,8 @@ def _add_spacing(dataset: Dataset, stored: StoredVolume, placement: Placement | 
     else:
         dataset.PatientOrientation = ""
         return
-    dataset.SpacingBetweenSlices = decimal(between)
+    if placement is None or placement.uneven is None:
+        dataset.SpacingBetweenSlices = decimal(between)
     dataset.SliceThickness = decimal(kept if planes > 1 and isinstance(kept, int | float) else between)
 
 

@@ -317,6 +317,18 @@ def test_the_sender_finds_its_instances_by_replaced_uids(tmp_path: Path) -> None
         assert uid.encode() not in stored
 
 
+def test_planes_that_were_unevenly_spaced_keep_their_places(tmp_path: Path) -> None:
+    sent = [dicom_slice(ramp((6, 40, 33))[k], place) for k, place in enumerate([0, 1, 2.3, 3.1, 4, 5])]
+    volume = volume_at(save_series(tmp_path / "sent", sent), tmp_path / "v")
+    found = datasets(volume)
+    for dataset, before in zip(found, sent, strict=True):
+        np.testing.assert_allclose(dataset.ImagePositionPatient, before.ImagePositionPatient, atol=1e-8)
+        assert "SpacingBetweenSlices" not in dataset
+    again = volume_at(written(volume, tmp_path / "dicom"), tmp_path / "again")
+    np.testing.assert_allclose(again.stored.grid.matrix, volume.stored.grid.matrix, atol=1e-6)
+    assert again.stored.warnings == volume.stored.warnings
+
+
 def test_planes_of_one_multi_frame_instance_get_uids_of_their_own(tmp_path: Path) -> None:
     volume = volume_at(
         save(tmp_path / "sent", multi_frame(ramp((6, 40, 33)), [0, 1, 2, 3, 4, 5])), tmp_path / "v"
