@@ -27,6 +27,7 @@ from service.commands.recipes import recipes
 from service.commands.restore import complete, denoise
 from service.commands.train import train
 from service.commands.up import up
+from service.commands.upload import upload
 from service.fetching import FetchFailed
 from service.packing import NothingToSend
 from service.stack import StackError
@@ -37,6 +38,7 @@ BAD_INPUT, FAILED = 2, 1
 
 COMMANDS = (
     (up, "Run broker, workers, API and dashboard until Ctrl-C."),
+    (upload, "Send scans in parts, which a lost connection does not undo."),
     (analyze, "Send a scan and print what was found."),
     (compress, "Make a compressed volume of a scan and print what was lost."),
     (export, "Write a volume as NIfTI or as a zip of OME-Zarr."),

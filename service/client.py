@@ -3,73 +3,35 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 from pydantic import JsonValue
 
+from service.connection import KEY_VARIABLE, ServiceProblem, ServiceUnreachable, problem_of
+from service.resuming import ResumableUploads, sha256_of
 from service.schemas import Accepted, JobView, KindList, KindView, Problem, VolumePage, VolumeView
+from storage.naming import without_identity
 from storage.records import VolumeState
+
+__all__ = ["KEY_VARIABLE", "Client", "ServiceProblem", "ServiceUnreachable"]
 
 PIECE_BYTES = 1 << 20
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
-KEY_VARIABLE = "TOMOTRAIN_API_KEY"
 OUTAGE_S = 60.0
 """How long a wait for a job goes on while the service does not answer."""
 
 
-class ServiceProblem(Exception):
-    """The service refused a request, or a job failed. `problem` is what it said."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(f"{problem.title.lower()}: {problem.detail}")
-        self.problem = problem
-
-
-class ServiceUnreachable(Exception):
-    """Nothing that speaks this API answers at the address."""
-
-    def __init__(self, url: str, reason: str) -> None:
-        super().__init__(
-            f"no answer from {url} ({reason}); is the service running? `tomotrain up` starts one"
-        )
-        self.url = url
-
-
-class Client:
+class Client(ResumableUploads):
     """One service at `url`, asked with an API key: `key`, else that of the environment (TOMOTRAIN_API_KEY).
 
     A context manager. Every method raises ServiceProblem or ServiceUnreachable.
     """
-
-    def __init__(
-        self, url: str, *, key: str | None = None, transport: httpx.BaseTransport | None = None
-    ) -> None:
-        self.url = url.rstrip("/")
-        secret = key or os.environ.get(KEY_VARIABLE)
-        self._http = httpx.Client(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {secret}"} if secret else {},
-            timeout=60.0,
-            transport=transport,
-            trust_env=False,
-        )
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._http.close()
 
     def alive(self) -> bool:
         """Whether a Tomotrain service answers at the address."""
@@ -82,15 +44,21 @@ class Client:
     def upload(
         self, path: Path, *, name: str | None = None, on_sent: Callable[[int], None] = lambda sent: None
     ) -> Accepted:
-        """Send a scan's file. Its sha-256 goes with it; `on_sent` hears the bytes sent so far."""
-        digest = base64.b64encode(_sha256(path)).decode()
+        """Send a scan's file. Its sha-256 goes with it; `on_sent` hears the bytes sent so far.
+
+        `name` is a label for it; the file's own name may be a patient's, and goes only where it cannot be.
+        """
+        digest, called = base64.b64encode(sha256_of(path)).decode(), without_identity(path.name, "scan")
         headers = {
             "Content-Type": "application/octet-stream",
             "Content-Length": str(path.stat().st_size),
             "Content-Digest": f"sha-256=:{digest}:",
-            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name or path.name, safe='')}",
+            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(called, safe='')}",
         }
-        answer = self._request("POST", "/v1/volumes", content=_pieces(path, on_sent), headers=headers)
+        label = {} if name is None else {"name": name}
+        answer = self.request(
+            "POST", "/v1/volumes", params=label, content=_pieces(path, on_sent), headers=headers
+        )
         return Accepted.model_validate_json(answer.content)
 
     def submit(
@@ -98,34 +66,34 @@ class Client:
     ) -> JobView:
         """Submit a job."""
         body = {"kind": kind, "volume_id": volume_id, "parameters": dict(parameters)}
-        return JobView.model_validate_json(self._request("POST", "/v1/jobs", json=body).content)
+        return JobView.model_validate_json(self.request("POST", "/v1/jobs", json=body).content)
 
     def sent_before(self, path: Path) -> VolumeView | None:
         """The newest volume that was sent as exactly this file and not refused; None: it is to be sent."""
-        query = {"sha256": _sha256(path).hex()}
-        page = VolumePage.model_validate_json(self._request("GET", "/v1/volumes", params=query).content)
+        query = {"sha256": sha256_of(path).hex()}
+        page = VolumePage.model_validate_json(self.request("GET", "/v1/volumes", params=query).content)
         usable = (VolumeState.READY, VolumeState.VALIDATING)
         return next((volume for volume in page.volumes if volume.state in usable), None)
 
     def volume(self, volume_id: str) -> VolumeView:
         """One volume."""
-        return VolumeView.model_validate_json(self._request("GET", f"/v1/volumes/{volume_id}").content)
+        return VolumeView.model_validate_json(self.request("GET", f"/v1/volumes/{volume_id}").content)
 
     def kinds(self) -> list[KindView]:
         """What workers have announced that they can do."""
-        return KindList.model_validate_json(self._request("GET", "/v1/kinds").content).kinds
+        return KindList.model_validate_json(self.request("GET", "/v1/kinds").content).kinds
 
     def job(self, job_id: str) -> JobView:
         """One job."""
-        return JobView.model_validate_json(self._request("GET", f"/v1/jobs/{job_id}").content)
+        return JobView.model_validate_json(self.request("GET", f"/v1/jobs/{job_id}").content)
 
     def cancel(self, job_id: str) -> JobView:
         """Ask for a job to stop."""
-        return JobView.model_validate_json(self._request("POST", f"/v1/jobs/{job_id}/cancel").content)
+        return JobView.model_validate_json(self.request("POST", f"/v1/jobs/{job_id}/cancel").content)
 
     def result(self, job_id: str) -> dict[str, Any]:
         """What a succeeded job found."""
-        found: dict[str, Any] = self._request("GET", f"/v1/jobs/{job_id}/result").json()
+        found: dict[str, Any] = self.request("GET", f"/v1/jobs/{job_id}/result").json()
         return found
 
     @contextmanager
@@ -135,7 +103,7 @@ class Client:
             with self._http.stream("GET", path) as answer:
                 if answer.is_error:
                     answer.read()
-                    raise ServiceProblem(_problem(answer))
+                    raise ServiceProblem(problem_of(answer))
                 yield answer.iter_bytes(PIECE_BYTES)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ServiceUnreachable(self.url, str(error) or type(error).__name__) from error
@@ -164,7 +132,7 @@ class Client:
         deadline = time.monotonic() + OUTAGE_S
         while True:
             try:
-                return self._request("GET", path, headers=headers)
+                return self.request("GET", path, headers=headers)
             except ServiceUnreachable:
                 if time.monotonic() > deadline:
                     raise
@@ -172,15 +140,6 @@ class Client:
                 if not error.problem.retryable or time.monotonic() > deadline:
                     raise
             time.sleep(LONGEST_PAUSE_S)
-
-    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        try:
-            answer = self._http.request(method, path, **options)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ServiceUnreachable(self.url, str(error) or type(error).__name__) from error
-        if answer.is_error:
-            raise ServiceProblem(_problem(answer))
-        return answer
 
 
 def _succeeded(job: JobView) -> JobView:
@@ -192,25 +151,6 @@ def _succeeded(job: JobView) -> JobView:
             Problem(type="", title=title, status=409, detail=detail, instance="", code="cancelled")
         )
     return job
-
-
-def _problem(answer: httpx.Response) -> Problem:
-    try:
-        return Problem.model_validate_json(answer.content)
-    except ValueError:
-        return Problem(
-            type="about:blank",
-            title=f"HTTP {answer.status_code}",
-            status=answer.status_code,
-            detail=f"{answer.url} does not speak this API",
-            instance=answer.url.path,
-            code="bad-request",
-        )
-
-
-def _sha256(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _pieces(path: Path, on_sent: Callable[[int], None]) -> Iterator[bytes]:
