@@ -11,8 +11,8 @@ Frobenius' metric, as the paper. A peer never has fewer parameters than ours.
     recalibrated_2        ours at PCR >= 2 with recalibration alone
     tuned_35              ours at PCR >= 3.5 and FCR >= 2.9, after recalibration and 80 steps; its ratios are
                           pcr_35 and fcr_35
-    least_lead            accuracy of ours less that of the best peer, the least over all points, recalibrated
-                          and tuned
+    least_lead_recalibrated, least_lead_tuned
+                          accuracy of ours less that of the best peer, the least over all points
 """
 
 from __future__ import annotations
@@ -45,12 +45,14 @@ CURVATURE_BATCHES = 5
 PCR, FCR = 3.5, 2.9
 """Asked for together."""
 OURS, RINGS = "ours", "ours_rings"
+STAGES = ("recalibrated", "tuned")
 TARGETS = (
     Target("recalibrated_2", 0.795, at_least=True),
     Target("tuned_35", 0.77, at_least=True),
     Target("pcr_35", PCR, at_least=True),
     Target("fcr_35", FCR, at_least=True),
-    Target("least_lead", 0.0, at_least=True),
+    Target("least_lead_recalibrated", 0.0, at_least=True),
+    Target("least_lead_tuned", 0.0, at_least=True),
 )
 EXAMPLE = torch.zeros(1, 3, SIDE, SIDE)
 
@@ -77,7 +79,7 @@ def run(only: Sequence[str] | None = None) -> dict[str, Any]:
         "tuned_35": both["tuned"],
         "pcr_35": both["pcr"],
         "fcr_35": both["fcr"],
-        "least_lead": min(lead(point) for point in points),
+        **{f"least_lead_{stage}": min(lead(point, stage) for point in points) for stage in STAGES},
     }
     return {**keys, "points": points, "both_budgets": both, "targets": judged(keys, TARGETS)}
 
@@ -134,11 +136,10 @@ def dense_macs(network: CifarResNet) -> int:
     return plan(network, EXAMPLE, BudgetConfig(pcr=1)).macs
 
 
-def lead(point: Row) -> float:
-    """How far ours is ahead of the best peer, at the worse of both stages."""
+def lead(point: Row, stage: str) -> float:
+    """How far ours is ahead of the best peer, recalibrated or tuned."""
     others = [row for name, row in point.items() if isinstance(row, dict) and not name.startswith(OURS)]
-    stages = ("recalibrated", "tuned")
-    return float(min(point[OURS][stage] - max(row[stage] for row in others) for stage in stages))
+    return float(point[OURS][stage] - max(row[stage] for row in others))
 
 
 def show(result: dict[str, Any]) -> None:
