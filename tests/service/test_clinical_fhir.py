@@ -29,7 +29,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from service.clinical import units
 from service.clinical.fhir import R4, R5, Release, document
 
 BUNDLES = {R4: "fhir.resources.R4B.bundle", R5: "fhir.resources.bundle"}
@@ -267,36 +266,3 @@ def test_ids_and_times_follow_from_the_job() -> None:
     assert report_with(NUMBER).issued.timestamp() == ENDED_AT
     assert told(NUMBER) == told(NUMBER)
     assert told(NUMBER)["Device"]["id"] == told(QUANTILES)["Device"]["id"]
-
-
-@pytest.mark.parametrize(
-    ("text", "code"),
-    [
-        ("years", "a"),
-        ("year", "a"),
-        (" Years ", "a"),
-        ("a", "a"),
-        ("mL", "mL"),
-        ("ml", "mL"),
-        ("%", "%"),
-        ("percent", "%"),
-        ("kg/m²", "kg/m2"),
-        ("kg/m^2", "kg/m2"),
-        ("mm³", "mm3"),
-        ("mmHg", "mm[Hg]"),
-        ("HU", "[hnsf'U]"),
-        ("µm", "um"),
-        ("1", "1"),
-    ],
-)
-def test_units_that_ucum_knows(text: str, code: str) -> None:
-    unit = units.ucum(text)
-    assert unit is not None
-    assert unit.code == code
-
-
-@pytest.mark.parametrize("text", ["", "m", "points of a score", "A", "GOLD stage", "mg dL", "²"])
-def test_other_units_stay_texts(text: str) -> None:
-    assert units.ucum(text) is None
-    quantity = told({**NUMBER, "target_unit": text})["Observation"]["valueQuantity"]
-    assert quantity == {"value": NUMBER["value"], **({"unit": text} if text else {})}
