@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom.config import disable_value_validation
 from pydicom.uid import MRImageStorage, generate_uid
 from test_dicom import multi_frame, save, slice_of
 from whole_scans import ramp
@@ -42,7 +41,6 @@ def test_frames_are_counted_and_private_classes_not_told(tmp_path: Path) -> None
     [
         ({"StudyInstanceUID": None}, InvalidScan, "StudyInstanceUID"),
         ({"SeriesInstanceUID": ""}, InvalidScan, "SeriesInstanceUID"),
-        ({"SOPInstanceUID": ""}, InvalidScan, "SOPInstanceUID"),
         ({"PixelData": None, "Rows": None}, UnsupportedScan, "without pixel data"),
     ],
 )
@@ -50,12 +48,19 @@ def test_what_cannot_be_stored(
     tmp_path: Path, changes: dict[str, object], error: type[ScanError], told: str
 ) -> None:
     dataset = slice_of(np.ones((4, 5), "i2"), 0, StudyInstanceUID="1.2.3")
-    with disable_value_validation():
-        for keyword, value in changes.items():
-            setattr(dataset, keyword, value) if value is not None else delattr(dataset, keyword)
-        path = save(tmp_path / "a", dataset)
+    for keyword, value in changes.items():
+        setattr(dataset, keyword, value) if value is not None else delattr(dataset, keyword)
+    path = save(tmp_path / "a", dataset)
     with pytest.raises(error, match=told):
         sent_instance(path, NEW_UID, Limits())
+
+
+def test_what_is_no_uid_is_not_told(tmp_path: Path) -> None:
+    path = save(tmp_path / "a", slice_of(np.ones((4, 5), "i2"), 0, StudyInstanceUID="1.2.345678"))
+    path.write_bytes(path.read_bytes().replace(b"1.2.345678", b"QuandtIda1"))
+    with pytest.raises(InvalidScan, match="StudyInstanceUID") as caught:
+        sent_instance(path, NEW_UID, Limits())
+    assert "Ida" not in str(caught.value)
 
 
 def test_other_bytes(tmp_path: Path) -> None:
