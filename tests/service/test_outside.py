@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -18,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from receivers import Door, Receiver
 
 from service.outside import (
     Allowed,
@@ -29,32 +27,6 @@ from service.outside import (
     Unresolved,
     outside_client,
 )
-
-
-class Door:
-    """A listening socket on the loopback interface that counts who comes."""
-
-    def __init__(self) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._socket.getsockname()[1]
-        self.came = 0
-        self._thread = threading.Thread(target=self._count, daemon=True)
-        self._thread.start()
-
-    def _count(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            self.came += 1
-            connection.close()
-
-    def close(self) -> None:
-        """Listen no more."""
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        self._thread.join()
 
 
 @pytest.fixture
@@ -74,11 +46,14 @@ def telling(*answers: Sequence[str]) -> Resolve:
     return resolve
 
 
-def fetch(guard: Guard, url: str, **options: Any) -> httpx.Response:
+UNTRUSTING = ssl.create_default_context()
+
+
+def fetch(guard: Guard, url: str, *, verify: ssl.SSLContext = UNTRUSTING) -> httpx.Response:
     """What a request by the guarded client brings."""
 
     async def run() -> httpx.Response:
-        async with outside_client(guard, timeout_s=5, **options) as client:
+        async with outside_client(guard, timeout_s=5, verify=verify) as client:
             return await client.post(url, content=b"{}")
 
     return asyncio.run(run())
@@ -193,10 +168,12 @@ def test_a_name_is_resolved_once_for_a_request() -> None:
         asked.append(host)
         return ["127.0.0.1"]
 
-    with receiver() as (port, seen):
-        answer = fetch(Guard(["hook.example"], resolve=resolve), f"http://hook.example:{port}/in?x=1")
+    with Receiver() as receiver:
+        url = f"http://hook.example:{receiver.port}/in?x=1"
+        answer = fetch(Guard(["hook.example"], resolve=resolve), url)
     assert (answer.status_code, asked) == (200, ["hook.example"])
-    assert seen == [("POST", "/in?x=1", f"hook.example:{port}")]
+    (got,) = receiver.got
+    assert (got.path, got.headers["host"]) == ("/in?x=1", f"hook.example:{receiver.port}")
 
 
 def test_a_name_without_an_address() -> None:
@@ -248,86 +225,40 @@ def test_an_allow_list_that_cannot_be_read_is_refused(entry: str) -> None:
 
 
 def test_redirects_lead_nowhere(door: Door) -> None:
-    with receiver(location=f"http://127.0.0.1:{door.port}/") as (port, seen):
-        answer = fetch(Guard(["127.0.0.1"]), f"http://127.0.0.1:{port}/")
-    assert (answer.status_code, len(seen), door.came) == (307, 1, 0)
+    with Receiver(307, headers={"Location": f"http://127.0.0.1:{door.port}/"}) as receiver:
+        answer = fetch(Guard(["127.0.0.1"]), receiver.url)
+    assert (answer.status_code, len(receiver.got), door.came) == (307, 1, 0)
 
 
 def test_proxies_of_the_environment_are_not_asked(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{door.port}")
         monkeypatch.setenv(name.lower(), f"http://127.0.0.1:{door.port}")
-    with receiver() as (port, seen):
-        assert fetch(Guard(["127.0.0.1"]), f"http://127.0.0.1:{port}/").status_code == 200
-    assert (len(seen), door.came) == (1, 0)
+    with Receiver() as receiver:
+        assert fetch(Guard(["127.0.0.1"]), receiver.url).status_code == 200
+    assert (len(receiver.got), door.came) == (1, 0)
 
 
 def test_the_next_address_is_tried_where_one_takes_no_connection() -> None:
-    with receiver() as (port, seen):
+    with Receiver() as receiver:
         guard = Guard(["127.0.0.0/8"], resolve=telling(["127.0.0.2", "127.0.0.1"]))
-        assert fetch(guard, f"http://hook.example:{port}/").status_code == 200
-    assert len(seen) == 1
+        assert fetch(guard, f"http://hook.example:{receiver.port}/").status_code == 200
+    assert len(receiver.got) == 1
 
 
 def test_tls_is_verified_against_the_name_and_not_the_address(tmp_path: Path) -> None:
     served, authority = certificate(tmp_path, "hook.example")
     trusting = ssl.create_default_context(cafile=str(authority))
     guard = Guard(["127.0.0.0/8"], resolve=telling(["127.0.0.1"]))
-    names: list[str] = []
-    with receiver(certificate=served, names=names) as (port, seen):
-        assert fetch(guard, f"https://hook.example:{port}/", verify=trusting).status_code == 200
+    with Receiver(certificate=served) as receiver:
+        url = f"https://hook.example:{receiver.port}/"
+        assert fetch(guard, url, verify=trusting).status_code == 200
         with pytest.raises(httpx.ConnectError):
-            fetch(guard, f"https://other.example:{port}/", verify=trusting)
+            fetch(guard, url.replace("hook", "other"), verify=trusting)
         with pytest.raises(httpx.ConnectError):
-            fetch(guard, f"https://hook.example:{port}/")
-    assert names[:2] == ["hook.example", "other.example"]
-    assert [host for _, _, host in seen] == [f"hook.example:{port}"]
-
-
-Seen = list[tuple[str, str, str]]
-
-
-class receiver:  # noqa: N801 - reads as what it is
-    """A receiver on 127.0.0.1: its port, and the requests that it has seen."""
-
-    def __init__(
-        self, *, location: str | None = None, certificate: Path | None = None, names: list[str] | None = None
-    ) -> None:
-        self.seen: Seen = []
-        self._server = HTTPServer(("127.0.0.1", 0), _handler(self.seen, location))
-        if certificate is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate)
-            heard = names if names is not None else []
-            context.sni_callback = lambda connection, name, context: heard.append(name)
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-
-    def __enter__(self) -> tuple[int, Seen]:
-        self._thread.start()
-        return self._server.server_address[1], self.seen
-
-    def __exit__(self, *exception: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def _handler(seen: Seen, location: str | None) -> Callable[..., BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
-            seen.append(("POST", self.path, self.headers["host"]))
-            self.send_response(200 if location is None else 307)
-            if location is not None:
-                self.send_header("Location", location)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *words: object) -> None:
-            pass
-
-    return Handler
+            fetch(guard, url, verify=UNTRUSTING)
+    assert receiver.names[:2] == ["hook.example", "other.example"]
+    assert [got.headers["host"] for got in receiver.got] == [f"hook.example:{receiver.port}"]
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:
