@@ -4,14 +4,15 @@
 
 Lines are only ever appended, each by one write, by one attempt after the other or, where one has lost its
 lease without knowing, by two at once. So a line carries no number: that is its place in the file, from 1, and
-no two lines can have the same. What a killed writer left half is closed by the next one and is passed over. The
-log goes when its job is removed (storage/clearing.py).
+no two lines can have the same. What a killed writer left half is closed by the next one and is passed over.
+The log goes when its job is removed (storage/clearing.py).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ def log_path(data_root: Path, job_id: str) -> Path:
 
 
 class JobLog:
-    """A job's log, open for appending; a context manager. Safe for threads.
+    """A job's log, open for appending; a context manager. Safe for threads, also while it is being closed.
 
     Raises OSError where the disk refuses. A log that has been removed stays so: what is written then is lost.
     """
@@ -43,6 +44,8 @@ class JobLog:
         path = log_path(data_root, job_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._most_bytes = most_bytes
+        self._lock = threading.Lock()
+        self._open = True
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         end = self._end()
         self._full = FULL.encode() in end.rstrip(b"\n").rpartition(b"\n")[2]
@@ -51,18 +54,17 @@ class JobLog:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add a line; the one that has no room is replaced by one that says so, and is the last."""
-        if self._full:
-            return
         content = _encoded(line)
-        if os.fstat(self._file).st_size + len(content) > self._most_bytes - _ROOM:
-            self._full = True
-            told = f"the log is full ({self._most_bytes:,} bytes); what comes after is not kept"
-            content = _encoded({**_frame(line), "level": "warning", "event": FULL, "text": told})
-        os.write(self._file, content)
+        with self._lock:
+            if self._open and not self._full:
+                self._write(line, content)
 
     def close(self) -> None:
         """No line is added any more."""
-        os.close(self._file)
+        with self._lock:
+            if self._open:
+                self._open = False
+                os.close(self._file)
 
     def __enter__(self) -> JobLog:
         return self
@@ -71,6 +73,13 @@ class JobLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _write(self, line: Mapping[str, Any], content: bytes) -> None:
+        if os.fstat(self._file).st_size + len(content) > self._most_bytes - _ROOM:
+            self._full = True
+            told = f"the log is full ({self._most_bytes:,} bytes); what comes after is not kept"
+            content = _encoded({**_frame(line), "level": "warning", "event": FULL, "text": told})
+        os.write(self._file, content)
 
     def _end(self) -> bytes:
         size = os.fstat(self._file).st_size

@@ -69,7 +69,6 @@ class Journal:
         logging.getLogger("tomotrain").removeHandler(self._handler)
         if self._file is not None:
             self._file.close()
-            self._file = None
 
     def begun(self) -> None:
         """The attempt has begun."""

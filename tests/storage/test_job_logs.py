@@ -46,6 +46,19 @@ def test_two_writers_at_once_give_no_number_twice(tmp_path: Path) -> None:
     assert [(line["seq"], line["text"]) for line in lines] == [(n + 1, str(n)) for n in range(50)]
 
 
+def test_a_line_that_comes_after_the_end_goes_nowhere(tmp_path: Path) -> None:
+    """Another thread may still be writing; the file's number belongs to another file soon."""
+    with JobLog(tmp_path, JOB) as late:
+        pass
+    other = (tmp_path / "other").open("wb+")
+    late.append({"text": "a"})
+    late.close()
+    other.seek(0)
+    assert other.read() == b""
+    other.close()
+    assert texts(tmp_path) == []
+
+
 def test_a_line_that_a_killed_writer_left_half_is_passed_over(tmp_path: Path) -> None:
     write(tmp_path, "whole")
     with log_path(tmp_path, JOB).open("ab") as file:
