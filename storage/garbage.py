@@ -147,17 +147,17 @@ class _Search:
     def _measured(self, path: Path, reason: str) -> Orphan | None:
         """With its size and age; None where it is gone."""
         inside = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
-        size, touched = 0, 0.0
+        size, touched = 0, []
         for each in inside:
             try:
                 facts = each.lstat()
             except FileNotFoundError:
                 continue
             size += 0 if each.is_dir() else facts.st_size
-            touched = max(touched, facts.st_mtime)
+            touched.append(facts.st_mtime)
         if not touched:
             return None
-        return Orphan(path.relative_to(self._root).as_posix(), size, self._moment - touched, reason)
+        return Orphan(path.relative_to(self._root).as_posix(), size, self._moment - max(touched), reason)
 
 
 def _maker(volume_id: str) -> str:
