@@ -76,7 +76,7 @@ def descended(model: nn.Module, steps: int, rate: float, watch: object = None) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["svdp"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("dtype", "rate"),
     [(torch.float32, 0.01), (torch.float32, 0.1), (torch.float64, 0.1), (torch.bfloat16, 0.1)],
