@@ -441,14 +441,19 @@ def test_planes_that_are_not_there(tmp_path: Path, plane: int) -> None:
 
 
 REAL = [
-    "dicom/abdomen_ct_20_noext", "dicom/transfer_syntax/ts_1.dcm", "dicom/12bitSigned_0x0F0F.dcm",
-    "dicom/mf_philips_enhanced_fmri_001.dcm", "dicom/fmri_ge_4d_150.zip", "dicom/pydicom/emri_small.dcm",
+    "12bitSigned_0x0F0F.dcm", "mf_philips_enhanced_fmri_001.dcm", "pet_like_per_slice_slope",
+    "pydicom/emri_small.dcm",
+]  # fmt: skip
+LARGER = [
+    "abdomen_ct_20_noext", "chest_ct_A0002_30x8mm.zip", "fmri_ge_4d_150.zip", "fmri_siemens_mosaic.zip",
+    "head_ct_gantry_tilt_GE.zip", "head_mr_T1_196.zip", "head_mr_T1_enhanced_96.zip", "mr_generic_jpeg",
+    "mr_rgb", "transfer_syntax/ts_1.dcm",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", [*REAL, *(pytest.param(each, marks=pytest.mark.slow) for each in LARGER)])
 def test_real_series_come_back(shared_data: Path, tmp_path: Path, name: str) -> None:
-    volume = volume_at(shared_data / "dev" / name, tmp_path / "v")
+    volume = volume_at(shared_data / "dev" / "dicom" / name, tmp_path / "v")
     again = volume_at(written(volume, tmp_path / "dicom", 16), tmp_path / "again")
     assert (again.stored.axes, again.stored.array_shape) == (volume.stored.axes, volume.stored.array_shape)
     values = volume.stored.statistics
