@@ -145,13 +145,8 @@ def _place(event: str, cursor: Cursor, *, retry: int | None = None) -> bytes:
     return format_sse_event(event=event, data_str="{}", id=cursor_text(cursor), retry=retry)
 
 
-@lru_cache(maxsize=256)
-def _data(glance: Glance) -> str:
-    return job_event(glance).model_dump_json()
-
-
 def _of_change(glance: Glance, before: Glance | None) -> bytes:
-    return format_sse_event(event=_name(glance, before), data_str=_data(glance), id=str(glance.revision))
+    return _encoded(glance, _name(glance, before), str(glance.revision))
 
 
 def _name(glance: Glance, before: Glance | None) -> str:
@@ -163,7 +158,13 @@ def _name(glance: Glance, before: Glance | None) -> str:
 
 
 def _of_news(glance: Glance) -> bytes:
-    return format_sse_event(event="job", data_str=_data(glance), id=cursor_text(glance.cursor))
+    return _encoded(glance, "job", cursor_text(glance.cursor))
+
+
+@lru_cache(maxsize=256)
+def _encoded(glance: Glance, event: str, event_id: str) -> bytes:
+    """One event, encoded once for all who listen."""
+    return format_sse_event(event=event, data_str=job_event(glance).model_dump_json(), id=event_id)
 
 
 class _Clock:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from bisect import bisect_right
-from collections.abc import Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from storage.changes import Changes, Cursor, Glance
 from storage.errors import MissingJob, StorageError
 
 log = logging.getLogger("tomotrain.service")
+T = TypeVar("T")
 
 EVERY_S = 0.25
 AWAY_S = 2.0
@@ -25,6 +27,10 @@ MOST_AT_ONCE = 500
 """So many changes are asked for at once. Who has missed more is better served by reading the jobs anew."""
 MOST_RECENT = 4 * MOST_AT_ONCE
 """So many are kept for all listeners together; who is further behind asks the catalogue."""
+
+
+SLICE = 20
+"""So many listeners are woken at once: what each of them sends would hold up other requests together."""
 
 
 class TooFarBehind(Exception):
@@ -133,7 +139,7 @@ class Watcher:
         if found is None:
             found = await self._from_catalogue(project_id, after)
         while not (found or self.closed):
-            await self._memory.grown.wait()
+            await self._memory.grown()
             found = self._memory.since(project_id, max(after, self._memory.floor))
         return found or []
 
@@ -168,8 +174,8 @@ class Watcher:
             self._memory = _Memory()
         watched, memory = list(self._waiters), self._memory
         glances, fresh = await asyncio.to_thread(self._ask, watched, memory.head)
-        self._hand_out(watched, {glance.id: glance for glance in glances})
-        memory.add(fresh)
+        await self._hand_out(watched, {glance.id: glance for glance in glances})
+        await memory.add(fresh)
 
     def _ask(self, watched: Collection[str], head: Cursor | None) -> tuple[list[Glance], list[Glance]]:
         """The jobs that are watched, and all that have changed behind `head`; in a thread."""
@@ -177,14 +183,14 @@ class Watcher:
         fresh = [] if head is None else self._changes.since(head, limit=MOST_AT_ONCE)
         return glances, fresh
 
-    def _hand_out(self, watched: Collection[str], found: dict[str, Glance]) -> None:
-        for job_id in watched:
+    async def _hand_out(self, watched: Collection[str], found: dict[str, Glance]) -> None:
+        waiters = [(waiter, job_id) for job_id in watched for waiter in self._waiters.get(job_id, ())]
+        async for waiter, job_id in _slowly(waiters):
             glance = found.get(job_id)
-            for waiter in self._waiters.get(job_id, ()):
-                if glance is None:
-                    waiter.fail(MissingJob(job_id))
-                elif glance.revision > waiter.after_revision:
-                    waiter.tell(glance)
+            if glance is None:
+                waiter.fail(MissingJob(job_id))
+            elif glance.revision > waiter.after_revision:
+                waiter.tell(glance)
 
 
 class _Memory:
@@ -193,7 +199,7 @@ class _Memory:
     def __init__(self) -> None:
         self.floor = Cursor(0.0, "")
         self.head: Cursor | None = None
-        self.grown = asyncio.Event()
+        self._waiting: set[asyncio.Future[None]] = set()
         self._recent: list[Glance] = []
 
     def begin_at(self, head: Cursor) -> None:
@@ -208,17 +214,41 @@ class _Memory:
         start = bisect_right(self._recent, after, key=lambda glance: glance.cursor)
         return [glance for glance in self._recent[start:] if glance.project_id == project_id]
 
-    def add(self, fresh: list[Glance]) -> None:
+    async def add(self, fresh: list[Glance]) -> None:
         """Remember, and wake those who wait."""
-        if fresh:
-            self._recent += fresh
-            self.head = fresh[-1].cursor
-            if len(self._recent) > MOST_RECENT:
-                self.floor = self._recent[-MOST_RECENT - 1].cursor
-                del self._recent[:-MOST_RECENT]
-            self.wake()
+        if not fresh:
+            return
+        self._recent += fresh
+        self.head = fresh[-1].cursor
+        if len(self._recent) > MOST_RECENT:
+            self.floor = self._recent[-MOST_RECENT - 1].cursor
+            del self._recent[:-MOST_RECENT]
+        async for woken in _slowly(list(self._waiting)):
+            _wake(woken)
+
+    async def grown(self) -> None:
+        """Wait until something was added, or all were woken."""
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(woken)
+        try:
+            await woken
+        finally:
+            self._waiting.discard(woken)
 
     def wake(self) -> None:
-        """Let those who wait look again."""
-        self.grown.set()
-        self.grown = asyncio.Event()
+        """Let those who wait look again, all at once."""
+        for woken in self._waiting:
+            _wake(woken)
+
+
+def _wake(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)
+
+
+async def _slowly(items: Sequence[T]) -> AsyncIterator[T]:
+    """The items, with turns for everybody else between some and some."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % SLICE == 0:
+            await asyncio.sleep(0)
