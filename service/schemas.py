@@ -337,7 +337,7 @@ def _artifact_view(address: str, artifact: Artifact) -> ArtifactView:
 
 
 def _job_links(address: str, job: Job) -> dict[str, str]:
-    links = {"self": address}
+    links = {"self": address, "events": f"{address}/events"}
     if job.volume_id is not None:
         links["volume"] = f"/v1/volumes/{job.volume_id}"
     if job.state is JobState.SUCCEEDED:
