@@ -12,6 +12,7 @@ from storage.catalogue import Catalogue
 from storage.errors import CatalogueUnavailable, StorageFull
 from storage.jobs import Job, JobState
 from storage.tidy import tidy
+from workers import tracing
 from workers.device import resolve_device
 from workers.jobs.base import AnyKind
 from workers.presence import Presence
@@ -90,6 +91,7 @@ class WorkerProcess:
         """Let go of the database."""
         self._presence.stop()
         self.catalogue.close()
+        tracing.flush()
 
     @contextmanager
     def _busy(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ from workers.journal import Journal
 from workers.lease import LONGEST_PAUSE_S, Lease
 from workers.memory import default_budget, reset_peak
 from workers.settings import WorkerSettings
+from workers.tracing import JobSpan, job_span
 
 log = logging.getLogger("tomotrain.workers")
 
@@ -56,8 +57,8 @@ class Runner:
         job = self._catalogue.claim(job_id, self._worker, self._settings.lease_s, kinds=self._kinds.keys())
         if job is None:
             return None
-        with Journal(self._settings.data_root, job) as journal:
-            return self._attempt(job, journal)
+        with job_span(job) as span, Journal(self._settings.data_root, job) as journal:
+            return self._attempt(job, journal, span)
 
     def help(self, job_id: str) -> Job | None:
         """Do a part of a job that another worker runs, for a while; the job, if there may be more to do.
@@ -80,11 +81,11 @@ class Runner:
             log.warning("no more help with job %s: %s", job_id, error)
             return None
 
-    def _attempt(self, job: Job, journal: Journal) -> Job | None:
+    def _attempt(self, job: Job, journal: Journal, span: JobSpan) -> Job | None:
         """From the claim to the end, whatever it is."""
         journal.begun()
         try:
-            ended: Job | None = self._complete(job, journal)
+            ended: Job | None = self._complete(job, journal, span)
         except CatalogueUnavailable as error:  # whether the result was published is unknown: the next
             journal.failed(error, error.code)  # attempt will see
             raise
@@ -92,15 +93,17 @@ class Runner:
             ended = self._give_up(job, cause_of(error), journal)
         tidy_job(self._settings.data_root, self._catalogue.job(job.id))
         journal.ended(ended)
+        span.ended(ended)
         return ended
 
-    def _complete(self, job: Job, journal: Journal) -> Job:
+    def _complete(self, job: Job, journal: Journal, span: JobSpan) -> Job:
         """Compute and publish."""
         kind = self._kinds[job.kind]
         with Lease(self._catalogue, job, self._settings, partial(self._abandon, job, journal)) as lease:
 
             def report(progress: Progress) -> None:
                 journal.progress(progress)
+                span.progress(progress)
                 lease.report(progress)
 
             tidy_job(self._settings.data_root, job)

@@ -6,7 +6,7 @@ without a place for spans (storage/telemetry.py) the lines alone have them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 SERVICE = "tomotrain-worker"
 LOST = "lost"
-Report = Callable[[Progress], None]
 
 
 class JobSpan:
@@ -32,17 +31,10 @@ class JobSpan:
         self._tracer, self._span = tracer, span
         self._phase: tuple[str, Span] | None = None
 
-    def watching(self, report: Report) -> Report:
-        """`report`, which also begins a span when the phase is another one."""
-        if self._tracer is None:
-            return report
-
-        def watched(progress: Progress) -> None:
-            if self._phase is None or self._phase[0] != progress.phase:
-                self._begin(progress.phase)
-            report(progress)
-
-        return watched
+    def progress(self, progress: Progress) -> None:
+        """Begin a span when the phase is another one."""
+        if self._tracer is not None and (self._phase is None or self._phase[0] != progress.phase):
+            self._begin(progress.phase)
 
     def ended(self, job: Job | None) -> None:
         """What became of the attempt: the job as it is now, None where another worker has it."""
@@ -99,10 +91,10 @@ def job_span(job: Job) -> Iterator[JobSpan]:
 
 def flush() -> None:
     """Send what has not gone out; at the end of a process."""
-    provider = _provider()
+    provider = _provider() if _provider.cache_info().currsize else None
+    _provider.cache_clear()
     if provider is not None:
         provider.shutdown()
-        _provider.cache_clear()
 
 
 @cache

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from house import EMBED, House, open_house, wait_until
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from structlog.contextvars import get_contextvars
 
 from storage.jobs import Job, Progress
 from storage.telemetry import wanted
@@ -103,9 +104,8 @@ def test_one_trace_goes_from_the_client_to_the_phases_of_the_job(
         job = house.catalogue.claim(submitted.id, "worker", 60)
         assert job is not None
         with tracing.job_span(job) as span:
-            report = span.watching(lambda progress: None)
             for phase in ("reading", "reading", "fitting"):
-                report(Progress(phase))
+                span.progress(Progress(phase))
             span.ended(house.catalogue.finish(job.id, job.attempt, {}))
         tracing.flush()
     wait_until(lambda: collector.has("POST /v1/jobs") and collector.has("job embed"))
@@ -134,7 +134,7 @@ def test_a_job_that_fails_says_why_and_ends_its_phase(collector: Collector, tmp_
         job = house.catalogue.claim(submit(house).id, "worker", 60)
         assert job is not None
         with tracing.job_span(job) as span:
-            span.watching(lambda progress: None)(Progress("reading"))
+            span.progress(Progress("reading"))
             error = {"code": "over-budget", "detail": NAME, "retryable": False}
             span.ended(house.catalogue.fail(job.id, job.attempt, error))
         tracing.flush()
@@ -155,11 +155,11 @@ def test_without_a_place_for_spans_the_clients_trace_still_goes_into_the_job(
         job = submit(house, traceparent=header)
         assert job.trace == header
         assert submit(house, traceparent=f"{NAME}-{'0' * 400}").trace is None
-        reported: list[Progress] = []
         with tracing.job_span(job) as span:
-            span.watching(reported.append)(Progress("reading"))
+            assert get_contextvars() == {"job_id": job.id, "attempt": 0, "trace_id": header.split("-")[1]}
+            span.progress(Progress("reading"))
             span.ended(job)
-        assert reported == [Progress("reading")]
+        assert get_contextvars() == {}
 
 
 def test_a_collector_that_is_away_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
