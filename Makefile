@@ -27,7 +27,7 @@ setup: $(VENV)/.extras-dev ## everything for development, into .venv
 demo: $(VENV)/.extras-service,worker ## the main job on a real scan: make demo [SCAN=path]
 	$(BIN)/tomotrain demo $(if $(SCAN),--scan "$(SCAN)")
 
-up: $(VENV)/.extras-service,worker ## the embedded stack until Ctrl-C: API and dashboard on 127.0.0.1:8000
+up: $(VENV)/.extras-service,worker,clinical ## the embedded stack until Ctrl-C: API and dashboard on 127.0.0.1:8000
 	$(BIN)/tomotrain up
 
 test: $(VENV)/.extras-test ## the tests, under ten minutes on two cores
