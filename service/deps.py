@@ -94,7 +94,7 @@ class Services:
             self.catalogue.rang(rung)
 
 
-def services(request: Request) -> Services:
+async def services(request: Request) -> Services:
     """The application's parts."""
     parts: Services = request.app.state.services
     return parts

@@ -18,7 +18,7 @@ from storage.catalogue import Catalogue
 from storage.jobs import KEPT_ARTIFACT, Job, JobState, Line, Queue
 
 FRESH_S = 1.0
-LOOKING_SHARE = 20
+LOOKING_SHARE = 50
 """A look that takes long is good for so many times as long."""
 
 
@@ -78,7 +78,7 @@ T = TypeVar("T")
 
 class _Lately(Generic[T]):
     """What somebody saw `fresh_s` ago at most, or a little more: while one looks anew, the others go on with
-    what they know, and nobody looks for more than a twentieth of the time.
+    what they know, and nobody looks for more than a fiftieth of the time.
     """
 
     def __init__(self, look: Callable[[], T], fresh_s: float) -> None:
