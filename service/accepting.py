@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 
 from service.identity import Principal
 from service.schemas import Accepted, job_view, volume_view
+from service.tracing import traceparent_of_span
 from storage.catalogue import Catalogue
 from storage.jobs import Job
 from storage.readers import identify
@@ -25,6 +26,7 @@ def accept(catalogue: Catalogue, received: Received, name: str, who: Principal) 
             scan_format=scan_format,
             project_id=who.project_id,
             submitted_by=who.name,
+            trace=traceparent_of_span(),
         )
     except BaseException:
         remove(received.path)

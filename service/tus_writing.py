@@ -7,6 +7,7 @@ import time
 from typing import NamedTuple
 
 from service.errors import ApiError
+from service.tracing import traceparent_of_span
 from service.uploading import Made, Uploads
 from storage.arriving import GrowingFile
 from storage.errors import DigestMismatch, ScanError, ScanTooLarge
@@ -136,6 +137,6 @@ class TusWriter:
             arrival.move(arrival.data, final)
             return Received(session.future_volume, final, self._length, sha256), scan_format
 
-        made = uploads.sessions.finish(session.id, bring, submitted_by)
+        made = uploads.sessions.finish(session.id, bring, submitted_by, traceparent_of_span())
         arrival.remove()
         return made

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from service.settings import ServiceSettings
+from service.tracing import traceparent_of_span
 from storage.arriving import Arrival
 from storage.catalogue import Catalogue
 from storage.errors import InvalidScan, ScanError, ScanTooLarge
@@ -115,6 +116,6 @@ class Uploads:
             size = sum(sent.size for sent in arrived.values())
             return Received(session.future_volume, final, size, digest_of(arrived)), scan_format
 
-        made = self.sessions.finish(session.id, bring, submitted_by)
+        made = self.sessions.finish(session.id, bring, submitted_by, traceparent_of_span())
         arrival.remove()
         return made

@@ -179,6 +179,7 @@ class UploadSessions:
         upload_id: str,
         bring: Callable[[Objects], tuple[Received, str]],
         submitted_by: str | None = None,
+        trace: str | None = None,
     ) -> tuple[VolumeRecord, Job]:
         """One transaction: the session `complete`, and its volume entered with the job that will read it.
 
@@ -196,6 +197,7 @@ class UploadSessions:
                 scan_format=scan_format,
                 project_id=session.project_id,
                 submitted_by=submitted_by,
+                trace=trace,
             )
             connection.execute(delete(upload_objects).where(upload_objects.c.upload_id == upload_id))
             self._change(

@@ -30,6 +30,7 @@ class VolumeRows(Part):
         scan_format: str,
         project_id: str = DEFAULT_PROJECT,
         submitted_by: str | None = None,
+        trace: str | None = None,
     ) -> tuple[VolumeRecord, Job]:
         """One transaction: a `validating` volume for an upload, and the `queued` job that will ingest it.
 
@@ -44,6 +45,7 @@ class VolumeRows(Part):
                 scan_format=scan_format,
                 project_id=project_id,
                 submitted_by=submitted_by,
+                trace=trace,
             )
 
     def volume(self, volume_id: str, *, project_id: str | None = None) -> VolumeRecord:
@@ -124,6 +126,7 @@ def insert_volume(
     scan_format: str,
     project_id: str,
     submitted_by: str | None = None,
+    trace: str | None = None,
 ) -> tuple[VolumeRecord, Job]:
     """A `validating` volume for an upload, and the `queued` job that will ingest it."""
     job_id = new_id("job")
@@ -151,6 +154,7 @@ def insert_volume(
         queue=Queue.INTERACTIVE,
         project_id=project_id,
         submitted_by=submitted_by,
+        trace=trace,
     )
     return volume_of(row), job
 

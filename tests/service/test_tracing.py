@@ -129,6 +129,17 @@ def test_one_trace_goes_from_the_client_to_the_phases_of_the_job(
     assert not any(NAME.encode() in body for body in collector.bodies)
 
 
+def test_the_job_that_reads_a_scan_is_in_the_trace_of_its_upload(
+    collector: Collector, tmp_path: Path, nifti: bytes
+) -> None:
+    with open_house(tmp_path) as house:
+        job = house.catalogue.job(house.send(nifti)["job"]["id"])
+    wait_until(lambda: collector.has("POST /v1/volumes"))
+    request = collector.span("POST /v1/volumes")
+    assert job.trace is not None
+    assert job.trace.startswith(f"00-{request.trace_id.hex()}-{request.span_id.hex()}-")
+
+
 def test_a_job_that_fails_says_why_and_ends_its_phase(collector: Collector, tmp_path: Path) -> None:
     with open_house(tmp_path) as house:
         job = house.catalogue.claim(submit(house).id, "worker", 60)
