@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Unpack
 
-from sqlalchemy import Connection, case, func, select
+from sqlalchemy import Connection, func, select
 
 from storage.catalogue.filters import conditions
 from storage.catalogue.part import Part
@@ -17,7 +17,7 @@ from storage.ids import new_id
 from storage.jobs import TERMINAL, Job, JobFilter, JobState, RequestKey, Sender, Submission, Submitted
 from storage.records import VolumeState
 from storage.tables import job_of, jobs, projects, requests, volumes
-from storage.transitions import change_jobs, release_dependents
+from storage.transitions import cancel_jobs, change_jobs
 
 
 class Submissions(Part):
@@ -99,18 +99,8 @@ class Submissions(Part):
 
         Raises MissingJob.
         """
-        running = jobs.c.state == JobState.RUNNING
         with self._database.writing() as connection:
-            changed = change_jobs(
-                connection,
-                jobs.c.id == job_id,
-                jobs.c.state.in_([JobState.WAITING, JobState.QUEUED, JobState.RUNNING]),
-                state=case((running, JobState.CANCELLING), else_=JobState.CANCELLED),
-                ended_at=case((running, None), else_=now()),
-            )
-            for job in changed:
-                if job.state is JobState.CANCELLED:
-                    release_dependents(connection, job)
+            changed = cancel_jobs(connection, jobs.c.id == job_id)
             return changed[0] if changed else job_row(connection, job_id)
 
 

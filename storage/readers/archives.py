@@ -240,6 +240,9 @@ def check_archive(entries: list[zipfile.ZipInfo], archive_bytes: int, limits: Li
     if declared > limits.decoded_bytes:
         raise ScanTooLarge("declared size of the archive's entries", declared, limits.decoded_bytes)
     _check_overlap(entries, archive_bytes)
+    allowed = max(limits.expansion * archive_bytes, limits.small_bytes)
+    if declared > allowed:
+        raise ScanTooLarge("entries of an archive as small as this one", declared, allowed)
 
 
 def check_inside(name: str) -> None:

@@ -34,6 +34,10 @@ class Limits:
     """Most entries in an archive, and most planes of DICOM, which are all known before the first is read."""
     member_bytes: int = 2 << 30
     """Largest entry of an archive, unpacked."""
+    expansion: int = 100
+    """An archive's entries unpacked, over the archive, where that is more than `small_bytes`."""
+    small_bytes: int = 256 << 20
+    """So much may come of any archive: masks are nearly empty."""
 
 
 @dataclass(frozen=True)
