@@ -6,7 +6,8 @@ from fastapi import BackgroundTasks
 from fastapi.responses import JSONResponse
 
 from service.identity import Principal
-from service.schemas import Accepted, job_view, volume_view
+from service.job_views import job_view
+from service.schemas import Accepted, volume_view
 from service.tracing import traceparent_of_span
 from storage.catalogue import Catalogue
 from storage.jobs import Job

@@ -10,7 +10,8 @@ from fastapi.responses import JSONResponse
 
 from service.conditional import json_answer, not_modified, strong_etag, unchanged
 from service.deps import Services
-from service.schemas import JobView, job_view
+from service.job_views import job_view
+from service.schemas import JobView
 from service.standing import Standing
 from storage.jobs import Job
 
