@@ -41,13 +41,14 @@ class Oversight:
     `ask` raises JobCancelled or LeaseLost when it is not; any other error is logged, and `ask` is called
     again. From the first such verdict the work has `grace_s` to stop; then `overdue` is called with the
     verdict, to say the last word and to end the process. The switch ends it `LAST_WORD_S` later in any case,
-    and also when this thread had no turn for `silence_s`.
+    and also when this thread had no turn for `silence_s`. Where `overdue` is None, in a process that is not
+    the work's own, there is no grace and no switch: the work stops when it does.
     """
 
     def __init__(
         self,
         ask: Callable[[], None],
-        overdue: Callable[[StorageError], None],
+        overdue: Callable[[StorageError], None] | None,
         *,
         name: str,
         every_s: float,
@@ -71,7 +72,8 @@ class Oversight:
     ) -> None:
         self._ended.set()
         self._thread.join()
-        faulthandler.cancel_dump_traceback_later()
+        if self._overdue is not None:
+            faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
         while not self._ended.wait(self._every_s):
@@ -94,11 +96,13 @@ class Oversight:
         if self._stop_by is None:
             self._stop_by = time.monotonic() + self._grace_s
             self._arm()
-        if time.monotonic() >= self._stop_by and not self._ended.is_set():
+        if self._overdue and time.monotonic() >= self._stop_by and not self._ended.is_set():
             self._overdue(verdict)
 
     def _arm(self) -> None:
         """Set the switch anew: to the end of all patience, or to when the work must have stopped."""
+        if self._overdue is None:
+            return
         left = self._silence_s
         if self._stop_by is not None:
             left = max(self._stop_by + LAST_WORD_S - time.monotonic(), LAST_WORD_S)

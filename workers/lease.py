@@ -26,7 +26,7 @@ class Lease:
         catalogue: Catalogue,
         job: Job,
         settings: WorkerSettings,
-        overdue: Callable[[StorageError], None],
+        overdue: Callable[[StorageError], None] | None = None,
     ) -> None:
         self._catalogue, self._job, self._lease_s = catalogue, job, settings.lease_s
         self._progress: Progress | None = None

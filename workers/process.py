@@ -13,6 +13,7 @@ from storage.errors import CatalogueUnavailable, StorageFull
 from storage.jobs import Job, JobState
 from storage.tidy import tidy
 from workers import tracing
+from workers.cancelling import end_process
 from workers.device import resolve_device
 from workers.jobs.base import AnyKind
 from workers.presence import Presence
@@ -51,6 +52,7 @@ class WorkerProcess:
             worker=name,
             device=device,
             call_helpers=partial(call_helpers, self.catalogue, ALIVE * settings.presence_s),
+            end=end_process,
         )
         self._presence = Presence(self.catalogue, name, announcements, device, every_s=settings.presence_s)
         self._idle_since: float | None = time.monotonic()

@@ -11,7 +11,7 @@ from storage.catalogue import Catalogue
 from storage.errors import CatalogueUnavailable, CorruptVolume, JobCancelled, LeaseLost, StorageError
 from storage.jobs import Job, JobState, Progress
 from storage.tidy import tidy_job
-from workers.cancelling import Oversight, end_process
+from workers.cancelling import Oversight
 from workers.context import JobContext
 from workers.failures import cause_of, error_record
 from workers.jobs.base import AnyKind
@@ -28,7 +28,10 @@ HELP_S = 10.0
 
 
 class Runner:
-    """Runs jobs of the given kinds as the worker `worker`, one at a time."""
+    """Runs jobs of the given kinds as the worker `worker`, one at a time.
+
+    `end` ends the process, which is for a job that is to stop and does not; without it such a job goes on.
+    """
 
     def __init__(
         self,
@@ -39,7 +42,7 @@ class Runner:
         worker: str,
         device: str,
         call_helpers: Callable[[Job, int], None] = lambda job, count: None,
-        end: Callable[[], None] = end_process,
+        end: Callable[[], None] | None = None,
     ) -> None:
         self._catalogue, self._settings = catalogue, settings
         self._kinds = {kind.name: kind for kind in kinds}
@@ -52,7 +55,7 @@ class Runner:
 
         None when it is another worker's: by its kind, by a claim, or by a lease that this one lost. Raises
         CatalogueUnavailable or StorageFull where the catalogue does not take an answer: then the lease
-        runs out, and another attempt is made. Ends the process where the job is to stop and does not.
+        runs out, and another attempt is made.
         """
         job = self._catalogue.claim(job_id, self._worker, self._settings.lease_s, kinds=self._kinds.keys())
         if job is None:
@@ -99,7 +102,8 @@ class Runner:
     def _complete(self, job: Job, journal: Journal, span: JobSpan) -> Job:
         """Compute and publish."""
         kind = self._kinds[job.kind]
-        with Lease(self._catalogue, job, self._settings, partial(self._abandon, job, journal)) as lease:
+        overdue = self._end and partial(self._abandon, self._end, job, journal)
+        with Lease(self._catalogue, job, self._settings, overdue) as lease:
 
             def report(progress: Progress) -> None:
                 journal.progress(progress)
@@ -136,7 +140,7 @@ class Runner:
             call_helpers=partial(self._call_helpers, job),
         )
 
-    def _abandon(self, job: Job, journal: Journal, verdict: StorageError) -> None:
+    def _abandon(self, end: Callable[[], None], job: Job, journal: Journal, verdict: StorageError) -> None:
         """Say the last word for a job that does not stop, and end the process with it.
 
         What it wrote is removed by the next process, at its start.
@@ -147,7 +151,7 @@ class Runner:
         except Exception:  # the lease runs out, and the sweep says it
             log.exception("job %s ends with its process, and the catalogue could not be told", job.id)
         finally:
-            self._end()
+            end()
 
     def _helping(self, job: Job) -> Oversight:
         """Sees to it that help does not outlast the attempt that it is for."""
@@ -157,13 +161,13 @@ class Runner:
             if now.state is not JobState.RUNNING or now.attempt != job.attempt:
                 raise LeaseLost(job.id, job.attempt)
 
-        def overdue(verdict: StorageError) -> None:
+        def abandon(end: Callable[[], None], verdict: StorageError) -> None:
             log.error("help with job %s does not end: its process does", job.id)
-            self._end()
+            end()
 
         return Oversight(
             check,
-            overdue,
+            self._end and partial(abandon, self._end),
             name=f"help-{job.id}",
             every_s=LONGEST_PAUSE_S,
             grace_s=self._settings.cancel_grace_s,

@@ -28,14 +28,15 @@ LOCKED = """
 import sys, time
 from workers.cancelling import Oversight
 
-def overseen(silence_s):
-    return Oversight(lambda: None, print, name="o", every_s=0.05, grace_s=9, silence_s=silence_s)
-
-with overseen(float(sys.argv[1])):
+silence_s, when = float(sys.argv[1]), sys.argv[2]
+overdue = None if when == "guest" else print
+with Oversight(lambda: None, overdue, name="o", every_s=0.05, grace_s=9, silence_s=silence_s):
     time.sleep(0.8)
     print("slept", flush=True)
-    if sys.argv[2] == "within":
+    if when == "within":
         sum(range(10**13))
+    if when == "guest":
+        sum(range(4 * 10**7))
 time.sleep(0.8)
 print("disarmed", flush=True)
 """
@@ -53,8 +54,9 @@ def test_a_process_that_holds_the_interpreter_is_ended_by_the_switch() -> None:
     assert f"Timeout (0:00:0{SILENCE_S:.6f})!" in ended.stderr
 
 
-def test_the_switch_is_off_when_no_job_runs() -> None:
-    ended = run("never")
+@pytest.mark.parametrize("when", ["never", "guest"])
+def test_the_switch_is_off_when_no_job_runs_or_the_process_is_another_s(when: str) -> None:
+    ended = run(when)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "slept\ndisarmed\n", "")
 
 
@@ -158,7 +160,7 @@ def test_a_verdict_is_not_asked_for_again_once_the_lease_is_lost() -> None:
         asked.append(1)
         raise LeaseLost("job_1", 1)
 
-    with Oversight(ask, lambda verdict: None, name="o", every_s=0.01, grace_s=9, silence_s=60) as oversight:
+    with Oversight(ask, None, name="o", every_s=0.01, grace_s=0, silence_s=60) as oversight:
         time.sleep(0.2)
     assert len(asked) == 1
     assert isinstance(oversight.verdict, LeaseLost)

@@ -105,9 +105,9 @@ class Site:
         return record.stored.digest
 
     def paths(self) -> set[Path]:
-        """Of all files and folders that belong to something; not the catalogue's."""
-        below = self.root.glob("*/**/*")
-        return {path.relative_to(self.root) for path in below}
+        """Of all files and folders that belong to something; not the catalogue's, nor the jobs' logs."""
+        below = {path.relative_to(self.root) for path in self.root.glob("*/**/*")}
+        return {path for path in below if path.parts[0] != "logs"}
 
     def check_nothing(self, job: Job, before: set[Path]) -> None:
         """The job has left nothing."""

@@ -151,10 +151,13 @@ hearing.END_S = 0.5
 parent = os.getpid()
 if sys.argv[1] == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+told, tell = os.pipe()
 child = os.fork()
 if child == 0:
+    os.read(told, 1)
     hearing.end_parent(parent)
 print(child, flush=True)
+os.write(tell, b".")
 time.sleep(60)
 """
 
