@@ -17,6 +17,7 @@ import httpx
 import pytest
 from house import House, open_house, serving, wait_until
 from problem_checks import assert_problem
+from sqlalchemy import delete
 from starlette.applications import Starlette
 from starlette.routing import Route
 
@@ -24,7 +25,10 @@ from service import events
 from service.events import EventStream
 from service.watching import MOST_AT_ONCE
 from storage.access import Access, Scope
+from storage.changes import Changes, Glance
+from storage.errors import CatalogueUnavailable
 from storage.jobs import Job, Progress, Sender, Submission
+from storage.tables import jobs
 
 Event = dict[str, str]
 
@@ -101,12 +105,12 @@ def test_a_job_is_told_from_its_beginning_to_its_end(house: House) -> None:
         progress = listener.data()
         assert progress["event"] == "progress"
         assert progress["progress"] == {"phase": "fit", "done": 3, "total": 9, "unit": "cubes"}
-        house.catalogue.finish(job.id, 1, {"answer": 42})
+        house.catalogue.finish(job.id, 1, {"answer": "DOE^JOHN"})
         end = listener.data()
         assert (end["event"], end["state"]) == ("end", "succeeded")
         assert end["links"]["result"] == f"/v1/jobs/{job.id}/result"
         assert listener.ended()
-    assert "42" not in json.dumps(end)
+    assert "DOE" not in json.dumps(end)
 
 
 def test_another_attempt_is_a_state_and_an_error_is_its_code(house: House) -> None:
@@ -211,6 +215,7 @@ def test_who_comes_back_to_all_jobs_gets_each_once_as_it_is(house: House) -> Non
 def test_who_missed_too_much_is_told_to_read_anew(house: House) -> None:
     with listening(house, "/v1/events") as listener:
         place = listener.next()["id"]
+    time.sleep(0.7)  # until the watcher has forgotten
     house.catalogue.submit_all([Submission("embed", {})] * (MOST_AT_ONCE + 1), Sender())
     time.sleep(0.05)
     with listening(house, "/v1/events", **{"Last-Event-ID": place}) as listener:
@@ -275,6 +280,33 @@ def test_nobody_is_asked_while_nobody_listens(house: House) -> None:
     rounds = watcher.rounds
     time.sleep(0.6)
     assert watcher.rounds == rounds
+
+
+def test_a_stream_outlasts_a_catalogue_that_is_away(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.watching.AWAY_S", 0.1)
+    job, asked, glances = claimed(house), [0], Changes.glances
+
+    def away(changes: Changes, job_ids: list[str]) -> list[Glance]:
+        asked[0] += 1
+        if asked[0] in (2, 3):
+            raise CatalogueUnavailable
+        return glances(changes, job_ids)
+
+    monkeypatch.setattr(Changes, "glances", away)
+    with listening(house, address(job)) as listener:
+        listener.next()
+        advance(house, job, 1)
+        assert listener.data()["progress"]["done"] == 1
+    assert asked[0] > 3
+
+
+def test_a_stream_ends_with_the_row_of_its_job(house: House) -> None:
+    job = claimed(house)
+    with listening(house, address(job)) as listener:
+        listener.next()
+        with house.catalogue.database.writing() as connection:
+            connection.execute(delete(jobs).where(jobs.c.id == job.id))
+        assert listener.ended()
 
 
 def test_a_crowd_is_bounded(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
