@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import logging
 from collections.abc import Iterator
@@ -64,13 +65,35 @@ class Clinic:
         answer = self._ask(about, "POST", "/v1/volumes", content=body, headers=headers)
         if answer.is_error:
             self.heard.states[about] = str(answer.status_code)
-            return
-        volume, job = (f"/v1/{kind}s/{answer.json()[kind]['id']}" for kind in ("volume", "job"))
-        self._runner.run(job.rpartition("/")[2])
+        else:
+            self._follow(about, *(answer.json()[kind]["id"] for kind in ("volume", "job")))
+
+    def treat_in_parts(self, about: str, body: bytes) -> None:
+        """The same by tus, whose metadata hold the file's name."""
+        headers = {
+            "Tus-Resumable": "1.0.0",
+            "Upload-Length": str(len(body)),
+            "Upload-Metadata": f"filename {base64.b64encode(ELSEWHERE['file'].encode()).decode()}",
+            "Content-Type": "application/offset+octet-stream",
+        }
+        answer = self._ask(about, "POST", "/v1/tus", content=body, headers=headers)
+        assert answer.status_code == 201, answer.text
+        self._ask(about, "HEAD", answer.headers["location"], headers={"Tus-Resumable": "1.0.0"})
+        self._follow(about, answer.headers["X-Volume-Id"], answer.headers["X-Job-Id"])
+
+    def look_around(self) -> None:
+        """What the service says of itself."""
+        for address in ("/metrics", "/v1/audit", "/v1/kinds", "/readyz", "/openapi.json"):
+            assert self._ask("around", "GET", address).is_success, address
+
+    def _follow(self, about: str, volume_id: str, job_id: str) -> None:
+        volume, job = f"/v1/volumes/{volume_id}", f"/v1/jobs/{job_id}"
+        self._runner.run(job_id)
         view = self._ask(about, "GET", volume).json()
         self.heard.states[about], self.heard.warnings[about] = view["state"], view["warnings"]
-        for address in (job, f"{job}/result", "/v1/volumes", "/v1/jobs"):
-            self._ask(about, "GET", address)
+        for address in (job, f"{job}/logs", f"{job}/events", "/v1/volumes", "/v1/jobs"):
+            assert self._ask(about, "GET", address).is_success, address
+        self._ask(about, "GET", f"{job}/result")
         if view["state"] == "ready":
             self._look(about, volume, len(view["shape"]))
 
@@ -115,6 +138,9 @@ def leavings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Leavings]:
             clinic = Clinic(house)
             for about, body in scans.items():
                 clinic.treat(about, body)
+            clinic.treat_in_parts("DICOM zip, by tus", scans["DICOM zip"])
+            clinic.treat_in_parts("zip, spoilt, by tus", scans["zip, spoilt"])
+            clinic.look_around()
             files = list(files_below(root))
         yield Leavings(clinic.heard, [*files, *files_below(root)], "\n".join(lines))
     finally:
@@ -149,6 +175,7 @@ def test_what_is_sound_is_read_and_what_is_broken_is_refused(leavings: Leavings)
     states = leavings.heard.states
     assert {about: states[about] for about in sound()} == dict.fromkeys(sound(), "ready")
     assert not [about for about in broken() if states[about] == "ready"]
+    assert (states["DICOM zip, by tus"], states["zip, spoilt, by tus"]) == ("ready", "rejected")
     assert sum(states[about] == "rejected" for about in broken()) >= 20
 
 
