@@ -41,17 +41,17 @@ KeyHeader = Annotated[
 """For the description of the API; `request_key` reads it."""
 
 
-def request_key(request: Request, body: BaseModel | None = None) -> RequestKey | None:
-    """The key of a request, with what tells it from others: its address, and its body's meaning.
+def request_key(request: Request, body: BaseModel | str | None = None) -> RequestKey | None:
+    """The key of a request, with what tells it from others at the same address: its body's meaning.
 
     None without the header. Raises ApiError `invalid-idempotency-key`.
     """
     lines = request.headers.getlist("idempotency-key")
     if not lines:
         return None
-    document = None if body is None else body.model_dump(mode="json")
-    told = f"{request.method} {request.url.path}\n{json.dumps(document, sort_keys=True)}"
-    return RequestKey(_key(lines), hashlib.sha256(told.encode()).hexdigest())
+    document = body.model_dump(mode="json") if isinstance(body, BaseModel) else body
+    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    return RequestKey(f"{request.method} {request.url.path}", _key(lines), digest)
 
 
 def _key(lines: list[str]) -> str:

@@ -159,8 +159,11 @@ class Sender:
 
 @dataclass(frozen=True)
 class RequestKey:
-    """A request that is done once, however often it is sent: its Idempotency-Key, and its body's sha-256."""
+    """A request that is done once, however often it is sent: its Idempotency-Key, which counts for one
+    address (`POST /v1/jobs`), and the sha-256 of its body's meaning.
+    """
 
+    address: str
     key: str
     digest: str
 

@@ -182,6 +182,7 @@ requests = Table(
     "requests",
     metadata,
     Column("project_id", String(64), primary_key=True),
+    Column("address", String(100), primary_key=True),
     Column("key", String(255), primary_key=True),
     Column("digest", String(64), nullable=False),
     Column("ids", Document, nullable=False),

@@ -9,14 +9,13 @@ from sqlalchemy import Connection, func, select
 
 from storage.catalogue.filters import conditions
 from storage.catalogue.part import Part
+from storage.catalogue.requests import is_first, made_before
 from storage.catalogue.rows import awaited_ingests, insert_jobs, job_row, job_rows, known_kinds
-from storage.clock import now
-from storage.database import Database
-from storage.errors import KeyReused, QuotaExceeded, UnknownKind
+from storage.errors import QuotaExceeded, UnknownKind
 from storage.ids import new_id
 from storage.jobs import TERMINAL, Job, JobFilter, JobState, RequestKey, Sender, Submission, Submitted
 from storage.records import VolumeState
-from storage.tables import job_of, jobs, projects, requests, volumes
+from storage.tables import job_of, jobs, projects, volumes
 from storage.transitions import cancel_jobs, change_jobs
 
 
@@ -48,9 +47,7 @@ class Submissions(Part):
         """
         ids = [new_id("job") for _ in wanted]
         with self._database.writing() as connection:
-            if request is not None and not _is_first(
-                self._database, connection, sender.project_id, request, ids
-            ):
+            if request and not is_first(self._database, connection, sender.project_id, request, ids):
                 return Submitted(_earlier(connection, sender.project_id, request) or (), again=True)
             _lock_project(connection, sender.project_id)
             _refuse_many(connection, sender.project_id, len(wanted))
@@ -104,27 +101,10 @@ class Submissions(Part):
             return changed[0] if changed else job_row(connection, job_id)
 
 
-def _is_first(
-    database: Database, connection: Connection, project_id: str, request: RequestKey, ids: Sequence[str]
-) -> bool:
-    """Whether this request has not been done before; notes which jobs it makes.
-
-    Of two that come at once the second waits here until the first has ended.
-    """
-    key = {"project_id": project_id, "key": request.key}
-    values = {"digest": request.digest, "ids": list(ids), "created_at": now()}
-    return database.insert_new(connection, requests, key, values)
-
-
 def _earlier(connection: Connection, project_id: str, request: RequestKey) -> tuple[Job, ...] | None:
     """The jobs that this request made when it came first. Raises KeyReused or JobExpired."""
-    here = (requests.c.project_id == project_id, requests.c.key == request.key)
-    row = connection.execute(select(requests).where(*here)).first()
-    if row is None:
-        return None
-    if row.digest != request.digest:
-        raise KeyReused(request.key)
-    return job_rows(connection, row.ids)
+    ids = made_before(connection, project_id, request)
+    return None if ids is None else job_rows(connection, ids)
 
 
 def _lock_project(connection: Connection, project_id: str) -> None:

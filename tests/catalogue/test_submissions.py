@@ -30,7 +30,7 @@ from storage.records import VolumeState
 from storage.tables import jobs
 
 SENDER = Sender("default", "key:1")
-REQUEST = RequestKey("k", "0" * 64)
+REQUEST = RequestKey("POST /v1/jobs", "k", "0" * 64)
 
 
 def three() -> list[Submission]:
@@ -63,6 +63,8 @@ def test_a_key_is_a_projects_and_a_requests_own(catalogue: Catalogue) -> None:
     ):
         with pytest.raises(KeyReused):
             ask()
+    there = catalogue.submit_all(three(), SENDER, replace(other, address="POST /v1/jobs:batch"))
+    assert not there.again
     elsewhere = catalogue.submit_all(three(), Sender("elsewhere"), other)
     assert {job.project_id for job in elsewhere.jobs} == {"elsewhere"}
     assert not {job.id for job in made.jobs} & {job.id for job in elsewhere.jobs}

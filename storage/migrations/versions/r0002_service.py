@@ -100,6 +100,7 @@ def _requests() -> None:
     op.create_table(
         "requests",
         sa.Column("project_id", sa.String(64), primary_key=True),
+        sa.Column("address", sa.String(100), primary_key=True),
         sa.Column("key", sa.String(255), primary_key=True),
         sa.Column("digest", sa.String(64), nullable=False),
         sa.Column("ids", sa.JSON, nullable=False),
