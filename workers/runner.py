@@ -89,9 +89,9 @@ class Runner:
         journal.begun()
         try:
             ended: Job | None = self._complete(job, journal, span)
-        except CatalogueUnavailable as error:  # whether the result was published is unknown: the next
-            journal.failed(error, error.code)  # attempt will see
-            raise
+        except CatalogueUnavailable as error:
+            journal.failed(error, error.code)
+            raise  # whether the result was published is unknown: the next attempt will see
         except Exception as error:
             ended = self._give_up(job, cause_of(error), journal)
         tidy_job(self._settings.data_root, self._catalogue.job(job.id))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -18,13 +18,22 @@ LARGEST_SEQ = (1 << 53) - 1
 After = Annotated[int, Query(ge=0, le=LARGEST_SEQ, description="`seq` of the last line that is known")]
 Limit = Annotated[int, Query(ge=1, le=MOST_LINES, description="most lines at once")]
 
+ANSWER: dict[str, Any] = {
+    "description": "lines, the oldest first; none yet: empty",
+    "content": {MEDIA_TYPE: {}},
+    "headers": {
+        "X-Next-After": {"description": "`after` of the next request", "schema": {"type": "integer"}},
+        "Link": {"description": "where there are more lines already: the next", "schema": {"type": "string"}},
+    },
+}
+
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=PROBLEMS)
 
 
 @router.get(
     "/{job_id}/logs",
     response_class=Response,
-    responses={200: {"content": {MEDIA_TYPE: {}}, "description": "lines, the oldest first; none yet: empty"}},
+    responses={200: ANSWER},
 )
 def get_logs(
     request: Request,
