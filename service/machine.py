@@ -24,6 +24,7 @@ from service.queue import CeleryQueue
 from service.readiness import LOW_BYTES, LOW_SHARE
 from service.settings import ServiceSettings
 from service.stack import StackError, broker_binary
+from storage.backup_manifest import SECRETS
 
 NEWEST_PYTHON = (3, 13)
 NETWORK = frozenset(
@@ -85,7 +86,7 @@ def data_root(settings: ServiceSettings) -> Iterator[Result]:
         yield sound("data root", str(root))
     yield _room(root)
     yield _file_system(settings)
-    yield _key(root)
+    yield from _private(root)
 
 
 def broker(settings: ServiceSettings) -> Iterator[Result]:
@@ -185,18 +186,15 @@ def _file_system(settings: ServiceSettings) -> Result:
     return sound("file system", kind)
 
 
-def _key(root: Path) -> Result:
-    path = key_path(root)
-    if not path.exists():
-        return sound("first key", "is not kept here")
-    facts = path.stat()
-    if stat.S_IMODE(facts.st_mode) & 0o077:
-        return fault(
-            "first key",
-            f"{path} can be read by others",
-            f"chmod 600 {path}, and end the key: it may be known",
-        )
-    return sound("first key", f"{path}: its owner alone can read it")
+def _private(root: Path) -> Iterator[Result]:
+    """The files that nobody but their owner may read: the first key, and what identifiers are replaced by."""
+    kept = [path for path in (key_path(root), *sorted((root / SECRETS).glob("*"))) if path.exists()]
+    readable = [str(path) for path in kept if stat.S_IMODE(path.stat().st_mode) & 0o077]
+    if readable:
+        cure = f"chmod 600 {' '.join(readable)}; a key that others may have read is to be ended"
+        yield fault("secrets", f"can be read by others: {', '.join(readable)}", cure)
+    else:
+        yield sound("secrets", f"{len(kept)} files, their owner's alone")
 
 
 def _is_ours(host: str, number: int) -> bool:

@@ -29,7 +29,8 @@ def integrity(settings: ServiceSettings) -> Iterator[Result]:
     with closing(sqlite3.connect(uri, uri=True)) as connection:
         found = [row[0] for row in connection.execute("PRAGMA quick_check(10)")]
     if found == ["ok"]:
-        yield sound("catalogue file", f"{path.stat().st_size / 1e6:.1f} MB, sound")
+        size = sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*"))
+        yield sound("catalogue file", f"{size / 1e6:.1f} MB, sound")
     else:
         yield fault(
             "catalogue file", "; ".join(found), "stop the service and `tomotrain restore` the last backup"

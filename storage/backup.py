@@ -6,115 +6,37 @@
              artifacts/...   what its jobs have published
              uploads/...     scans that wait to be read
              logs/...        of jobs that have ended
+             secrets/...     what identifiers are replaced by: without it, by others from then on
 
 The catalogue is copied first; then the files that it names, which never change once it names them: by hard
 links on the same disk, else by copying. Every byte is compared with the digest that the catalogue, or the
 volume's manifest, knows. What is removed meanwhile makes it begin again with a later moment. The target has
-its name when it is whole. API keys are in it as hashes; the file `run/key` is not.
+its name when it is whole, and only its owner can read it. API keys are in it as hashes; `run/key` is not.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import Connection, select
 
-from storage.disk import make_folder, sync, write_whole
+from storage.backup_manifest import CATALOGUE, SECRETS, Backup, BackupError, KeptFile, LeftOut, hashed
+from storage.disk import make_folder, sync
 from storage.errors import CorruptVolume
 from storage.jobs import TERMINAL, Job, JobState
 from storage.manifest import NAME as MANIFEST
 from storage.manifest import Manifest
-from storage.migrations import HEAD
 from storage.records import VolumeRecord, VolumeState
 from storage.snapshot import reading, snapshot
 from storage.tables import job_of, jobs, volume_of, volumes
 
-NAME = "backup.json"
-CATALOGUE = "catalogue.db"
-FORMAT = 1
 ROUNDS = 5
 _JOB = re.compile(r"job_[0-9a-f-]+")
-
-
-class BackupError(Exception):
-    """A backup that cannot be made, or cannot be used. `str(error)` names the cause and the cure."""
-
-
-@dataclass(frozen=True)
-class KeptFile:
-    """Size in bytes and sha-256 (hex)."""
-
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """What the catalogue names and the backup does not have: a path, and why."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Backup:
-    """What `backup.json` says. `files` are by path below the target; times are in ISO 8601, UTC."""
-
-    created_at: str
-    files: Mapping[str, KeptFile]
-    left_out: tuple[LeftOut, ...] = ()
-    release: str = field(default_factory=lambda: version("tomotrain"))
-    schema: str = HEAD
-    format: int = FORMAT
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(kept.size for kept in self.files.values())
-
-    @property
-    def digest(self) -> str:
-        """sha-256 of the lines `<sha-256>  <size>  <path>`, sorted by path."""
-        lines = (f"{kept.sha256}  {kept.size}  {path}\n" for path, kept in sorted(self.files.items()))
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-    def write(self, target: Path) -> None:
-        """Put it beside the files."""
-        document = {**asdict(self), "digest": self.digest}
-        write_whole(target / NAME, json.dumps(document, indent=1, sort_keys=True).encode())
-
-    @classmethod
-    def read(cls, source: Path) -> Backup:
-        """What a folder says of itself. Raises BackupError where it is no backup that this release reads."""
-        try:
-            document: dict[str, Any] = json.loads((source / NAME).read_bytes())
-            digest = document.pop("digest")
-            files = {_plain(path): KeptFile(**kept) for path, kept in document.pop("files").items()}
-            left_out = tuple(LeftOut(**each) for each in document.pop("left_out"))
-            backup = cls(files=files, left_out=left_out, **document)
-        except FileNotFoundError:
-            raise BackupError(f"{source} has no {NAME}: it is no backup, or one that did not end") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BackupError(
-                f"{source / NAME} cannot be read ({type(error).__name__}); take another backup"
-            ) from error
-        if backup.format != FORMAT:
-            raise BackupError(f"{source} is of format {backup.format}; this release reads {FORMAT}")
-        if backup.digest != digest:
-            raise BackupError(
-                f"{source / NAME} was changed: its files have the digest {backup.digest}, not {digest}"
-            )
-        return backup
 
 
 def back_up(url: str, data_root: Path, target: Path) -> Backup:
@@ -122,10 +44,10 @@ def back_up(url: str, data_root: Path, target: Path) -> Backup:
 
     Raises BackupError where the target is taken, CatalogueUnavailable, StorageFull, or OSError.
     """
-    if target.exists():
-        raise BackupError(f"{target} is there already; name a new folder")
     unfinished = target.with_name(f"{target.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    for taken in (target, unfinished):
+        if taken.exists():
+            raise BackupError(f"{taken} is there already; remove it, or name a new folder")
     make_folder(unfinished)
     unfinished.chmod(0o700)
     try:
@@ -142,13 +64,6 @@ def back_up(url: str, data_root: Path, target: Path) -> Backup:
 def verify(source: Path) -> list[str]:
     """What is wrong with a backup, every byte read again: a line for each file. Raises BackupError."""
     return list(_wrong(source, Backup.read(source)))
-
-
-def hashed(path: Path) -> KeptFile:
-    """A file's size and sha-256. Raises OSError."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return KeptFile(file.tell(), digest)
 
 
 def _wrong(source: Path, backup: Backup) -> Iterator[str]:
@@ -193,6 +108,7 @@ class _Copying:
 
     def everything(self, rows: Connection) -> None:
         """Copy what waits to be read first: it is what goes away soonest."""
+        self._secrets()
         known = [volume_of(row) for row in rows.execute(select(volumes).order_by(volumes.c.id))]
         for volume in known:
             if volume.state is VolumeState.VALIDATING:
@@ -203,6 +119,13 @@ class _Copying:
         for row in rows.execute(select(jobs).where(jobs.c.state == JobState.SUCCEEDED).order_by(jobs.c.id)):
             self._artifacts(job_of(row))
         self._logs(set(rows.execute(select(jobs.c.id).where(jobs.c.state.in_(TERMINAL))).scalars()))
+
+    def _secrets(self) -> None:
+        for path in sorted((self._data_root / SECRETS).glob("*")):
+            name = path.relative_to(self._data_root).as_posix()
+            self._take(name, link=False)
+            (self._target / name).chmod(0o600)
+            self.named.add(name)
 
     def _upload(self, volume: VolumeRecord) -> None:
         """One file, or the folder of a Zarr."""
@@ -283,11 +206,3 @@ def _linked(source: Path, target: Path) -> bool:
     except OSError:  # another disk, or one without links
         return False
     return True
-
-
-def _plain(path: str) -> str:
-    """The path, if it stays below its folder. Raises ValueError."""
-    parts = Path(path).parts
-    if Path(path).is_absolute() or ".." in parts or not parts or "\0" in path:
-        raise ValueError(path)
-    return path

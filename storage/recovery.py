@@ -17,7 +17,7 @@ from pathlib import Path
 from sqlalchemy import Connection, delete, func, select, update
 
 from storage.audit import AuditLog
-from storage.backup import CATALOGUE, Backup, BackupError, KeptFile, LeftOut
+from storage.backup_manifest import CATALOGUE, SECRETS, Backup, BackupError, KeptFile, LeftOut
 from storage.database import Database
 from storage.disk import make_folder, sync
 from storage.jobs import JobState
@@ -79,6 +79,9 @@ def _bring(source: Path, target: Path, kept: KeptFile) -> None:
         raise BackupError(f"the backup lacks {source}; take another one") from error
     if KeptFile(size, digest.hexdigest()) != kept:
         raise BackupError(f"{source} is not what was kept: the backup is damaged; take another one")
+    if target.parent.name == SECRETS:
+        target.parent.chmod(0o700)
+        target.chmod(0o600)
     sync(target)
 
 

@@ -13,7 +13,8 @@ from service.commands.common import AsJson, BadOption, DataRoot, errors
 from service.commands.inside import inside
 from service.settings import ServiceSettings
 from service.terminal import pairs, words
-from storage.backup import Backup, BackupError, back_up, verify
+from storage.backup import back_up, verify
+from storage.backup_manifest import Backup, BackupError
 from storage.errors import CatalogueUnavailable, StorageFull
 from storage.recovery import restore as bring_back
 

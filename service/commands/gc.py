@@ -32,4 +32,7 @@ def gc(
         return
     what = "Would be removed" if dry_run else "Removed"
     title = f"{what}: {len(found)} orphans, {size / 1e6:.1f} MB"
-    Console().print(pairs(title, [(orphan.path, orphan.reason) for orphan in found]))
+    if found:
+        Console().print(pairs(title, [(orphan.path, orphan.reason) for orphan in found]))
+    else:
+        Console().print("No orphans.")

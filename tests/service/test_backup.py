@@ -18,7 +18,8 @@ from service.cli import app
 from storage import backup as backups
 from storage.artifacts import ArtifactStore
 from storage.audit import AuditLog
-from storage.backup import Backup, BackupError, back_up, verify
+from storage.backup import back_up, verify
+from storage.backup_manifest import Backup, BackupError, KeptFile
 from storage.catalogue import Catalogue
 from storage.jobs import Job, JobState
 from storage.recovery import restore
@@ -202,10 +203,25 @@ def test_every_changed_byte_of_a_backup_is_found(house: House, nifti: bytes, tmp
 @pytest.mark.parametrize("path", ["../outside", "/etc/passwd", "volumes/../../outside", ""])
 def test_a_backup_that_names_files_elsewhere_is_refused(tmp_path: Path, path: str) -> None:
     tmp_path.joinpath("copy").mkdir()
-    kept = {path: backups.KeptFile(0, "0" * 64)}
+    kept = {path: KeptFile(0, "0" * 64)}
     Backup("2026-01-01T00:00:00+00:00", kept).write(tmp_path / "copy")
     with pytest.raises(BackupError, match="cannot be read"):
         restore(tmp_path / "copy", tmp_path / "new")
+
+
+def test_secrets_go_along_and_stay_secret(house: House, tmp_path_factory: Any) -> None:
+    place = tmp_path_factory.mktemp("elsewhere")
+    secret = house.root / "secrets" / "dicom-uids"
+    secret.parent.mkdir(exist_ok=True)
+    secret.write_bytes(b"of 32 bytes")
+    back_up(url(house.root), house.root, place / "copy")
+    restore(place / "copy", place / "new")
+    for root in (place / "copy", place / "new"):
+        brought = root / "secrets" / "dicom-uids"
+        assert brought.read_bytes() == b"of 32 bytes"
+        assert brought.stat().st_mode & 0o077 == 0
+        assert not brought.samefile(secret)
+    assert (place / "new" / "secrets").stat().st_mode & 0o077 == 0
 
 
 def test_nothing_is_left_of_a_backup_that_did_not_end(

@@ -55,7 +55,7 @@ def test_all_is_well(well: House, nifti: bytes) -> None:
     port = str(well.http.base_url.port)
     status, results = told(well.root, "--port", port)
     assert status == 0, [result for result in results.values() if result["cure"]]
-    assert set(results) >= {"python", "libraries", "clock", "data root", "disk", "file system", "first key"}
+    assert set(results) >= {"python", "libraries", "clock", "data root", "disk", "file system", "secrets"}
     assert set(results) >= {"broker", "port", "gpu", "catalogue file", "catalogue", "audit log", "orphans"}
     assert results["volumes"]["found"] == "1 ready, none quarantined"
     assert results["port"]["found"].endswith("a service answers")
@@ -134,9 +134,9 @@ def test_a_key_that_others_can_read_is_a_fault(well: House) -> None:
     key.parent.mkdir(exist_ok=True)
     key.write_text("tt_")
     key.chmod(0o644)
-    assert told(well.root)[1]["first key"]["verdict"] == "fault"
+    assert told(well.root)[1]["secrets"]["verdict"] == "fault"
     key.chmod(0o600)
-    assert told(well.root)[1]["first key"]["verdict"] == "ok"
+    assert told(well.root)[1]["secrets"]["verdict"] == "ok"
 
 
 def test_sqlite_on_a_network_is_a_fault(well: House, monkeypatch: pytest.MonkeyPatch) -> None:
