@@ -32,6 +32,8 @@ PATIENCE_S = 20.0
 """A client that takes nothing for so long is dropped."""
 LIFE_S = 3600.0
 """After about this long the client is let go, and comes back: to another process, perhaps."""
+SKEW_S = 60.0
+"""So far may the catalogue's clock be ahead of ours."""
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 Welcome = Callable[[], Awaitable[bool]]
@@ -105,9 +107,8 @@ async def of_project(
     """
     clock = _Clock(welcome)
     with suppress(StorageError):
-        present = await watcher.present()
-        known = None if seen is None else cursor_of(seen, present)
-        cursor = known or present
+        known = None if seen is None else cursor_of(seen)
+        cursor = known or await watcher.present()
         yield _place("ping" if seen is None or known else "reset", cursor, retry=RETRY_MS)
         while not watcher.closed:
             try:
@@ -130,10 +131,10 @@ def cursor_text(cursor: Cursor) -> str:
     return f"{cursor.at!r}~{cursor.job_id}"
 
 
-def cursor_of(text: str, present: Cursor) -> Cursor | None:
-    """What `cursor_text` made, not after the present; None for any other text."""
+def cursor_of(text: str) -> Cursor | None:
+    """What `cursor_text` made; None for any other text, and for a place in the future."""
     match = _CURSOR.fullmatch(text)
-    if match is None or float(match[1]) > present.at:
+    if match is None or float(match[1]) > time.time() + SKEW_S:
         return None
     return Cursor(float(match[1]), match[2])
 

@@ -152,7 +152,7 @@ def test_who_comes_back_gets_what_was_missed_and_nothing_twice(house: House) -> 
         assert listener.ended()
 
 
-@pytest.mark.parametrize("strange", ["abc", "-1", "9" * 90, "1~job_1", "999999999"])
+@pytest.mark.parametrize("strange", ["abc", "-1", "9" * 90, "1~job_1", "999999999", "9999999999.5~job_1"])
 def test_an_id_that_was_not_given_out_here_counts_for_nothing(house: House, strange: str) -> None:
     job = claimed(house)
     with listening(house, address(job), **{"Last-Event-ID": strange}) as listener:
