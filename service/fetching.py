@@ -15,7 +15,7 @@ from service.watcher import Watcher
 from storage.errors import CorruptVolume, UnsafeArchive
 from storage.manifest import NAME as MANIFEST
 from storage.manifest import Manifest
-from storage.readers.archives import check_inside
+from storage.naming import check_inside
 
 MOST_MANIFEST_BYTES = 64 << 20
 """Of some 400,000 objects."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
+from storage.errors import UnsafeArchive
+
 WORDS = "slice|sl|image|img|im|instance|frame|i|z|scan|volume|report|head|chest|abdomen|ct|mr|pt|us"
 ENDINGS = "dcm|dicom|ima|nii|gz|nrrd|zarr|ome|json|txt|xml|zip|tar"
 HARMLESS = re.compile(rf"(?:(?:{WORDS})?[-_ ]?\d{{0,6}}|[a-z])(?:\.(?:{ENDINGS}))*", re.IGNORECASE)
@@ -46,6 +48,21 @@ def masked(path: str) -> str:
     """A path with the shape that it has, and nothing else of it but what is harmless: `../…/slice_1.dcm`."""
     parts = re.split(r"([/\\:])", path)
     return "".join(part if _is_plain(part) else HIDDEN for part in parts)
+
+
+def check_inside(name: str) -> None:
+    """Raise UnsafeArchive when a relative path could leave the folder that it is in."""
+    reason = None
+    if "\0" in name:
+        reason = "it contains a NUL"
+    elif "\\" in name:
+        reason = "it contains a backslash"
+    elif name.startswith("/") or (len(name) > 1 and name[1] == ":"):
+        reason = "it is absolute"
+    elif ".." in PurePosixPath(name).parts:
+        reason = "it climbs out with '..'"
+    if reason:
+        raise UnsafeArchive(masked(name), reason)
 
 
 def _is_plain(part: str) -> bool:

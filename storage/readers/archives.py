@@ -21,11 +21,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO, Self, cast
 
 from storage.errors import InvalidScan, ScanTooLarge, UnsafeArchive, UnsupportedScan
-from storage.naming import masked, told
+from storage.naming import check_inside, masked, told
 from storage.readers.base import Limits
 
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
@@ -243,21 +243,6 @@ def check_archive(entries: list[zipfile.ZipInfo], archive_bytes: int, limits: Li
     allowed = max(limits.expansion * archive_bytes, limits.small_bytes)
     if declared > allowed:
         raise ScanTooLarge("entries of an archive as small as this one", declared, allowed)
-
-
-def check_inside(name: str) -> None:
-    """Raise UnsafeArchive when a relative path could leave the folder that it is in."""
-    reason = None
-    if "\0" in name:
-        reason = "it contains a NUL"
-    elif "\\" in name:
-        reason = "it contains a backslash"
-    elif name.startswith("/") or (len(name) > 1 and name[1] == ":"):
-        reason = "it is absolute"
-    elif ".." in PurePosixPath(name).parts:
-        reason = "it climbs out with '..'"
-    if reason:
-        raise UnsafeArchive(masked(name), reason)
 
 
 @contextmanager

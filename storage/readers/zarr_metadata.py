@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from storage.errors import InvalidScan, ScanTooLarge, UnsupportedScan
+from storage.naming import check_inside
 from storage.putt.zarr_codec import PuttCodec
-from storage.readers.archives import Tree, check_inside
+from storage.readers.archives import Tree
 from storage.readers.base import Limits
 from storage.readers.zarr_chunks import Packing
 from storage.readers.zarr_words import codec_name, known, numeric, version_of
