@@ -86,6 +86,8 @@ class Api:
         return (_status(proc, "VmHWM") - before) / 1024
 
     def _answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self._log.read_text()[-2000:]
         try:
             return self.http.get("/livez").is_success
         except httpx.HTTPError:
