@@ -25,6 +25,7 @@ from service.conditional import (
 )
 from service.deps import FoundVolume, Known, Parts, ReadyVolume, needs
 from service.errors import ApiError
+from service.idempotency import REPLAYED, KeyHeader, request_key
 from service.intake import announced_sha256, announced_size, check_announced_size, receive, scan_name
 from service.schemas import PROBLEMS, Accepted, VolumePage, VolumeView, volume_view
 from service.slices import Window, png
@@ -65,11 +66,13 @@ async def send_scan(
     parts: Parts,
     who: Known,
     name: Annotated[str | None, Query(description="what to call the scan", max_length=400)] = None,
+    idempotency_key: KeyHeader = None,
 ) -> Response:
     """Send a scan as the request's body. Its content is looked at; an `ingest` job reads it.
 
     `Content-Digest: sha-256=:...:` (RFC 9530) has the bytes checked on arrival.
     """
+    request_key(request)  # before the body comes
     limit = parts.settings.max_upload_bytes
     check_announced_size(request.headers, limit)
     announced_sha256(request.headers)
@@ -79,9 +82,14 @@ async def send_scan(
     folder = upload_path(parts.settings.data_root, volume_id).parent
     upload = Upload(folder, volume_id, limit, parts.uploads.watermark.require)
     received = await receive(request, upload, parts.settings.upload_idle_s)
-    volume, job = await run_in_threadpool(accept, parts.catalogue, received, called, who)
-    background.add_task(parts.ring, job)
-    return accepted(volume, job, background)
+    key = request_key(request, f"{received.sha256} {called}")
+    volume, job = await run_in_threadpool(accept, parts.catalogue, received, called, who, key)
+    answer = accepted(volume, job, background)
+    if volume.id == volume_id:
+        background.add_task(parts.ring, job)
+    else:
+        answer.headers[REPLAYED] = "true"
+    return answer
 
 
 @router.get("", response_model=VolumePage)

@@ -8,10 +8,11 @@ from typing import Any
 from sqlalchemy import Connection, String, cast, insert, or_, select, update
 
 from storage.catalogue.part import Part
-from storage.catalogue.rows import INGEST, insert_job, volume_row
+from storage.catalogue.requests import is_first, made_before
+from storage.catalogue.rows import INGEST, insert_job, job_row, volume_row
 from storage.clock import now
 from storage.ids import new_id
-from storage.jobs import TERMINAL, Job, JobState, Queue
+from storage.jobs import TERMINAL, Job, JobState, Queue, RequestKey
 from storage.quotas import refuse_bytes
 from storage.records import Received, VolumeRecord, VolumeState
 from storage.tables import DEFAULT_PROJECT, jobs, volume_of, volumes
@@ -31,12 +32,18 @@ class VolumeRows(Part):
         project_id: str = DEFAULT_PROJECT,
         submitted_by: str | None = None,
         trace: str | None = None,
+        request: RequestKey | None = None,
     ) -> tuple[VolumeRecord, Job]:
         """One transaction: a `validating` volume for an upload, and the `queued` job that will ingest it.
 
-        Raises QuotaExceeded.
+        With the key of a request that was done before: that one's volume and job. Raises QuotaExceeded, or
+        KeyReused; MissingVolume or JobExpired for what has been removed since.
         """
         with self._database.writing() as connection:
+            if request and not is_first(self._database, connection, project_id, request, [upload.volume_id]):
+                earlier = made_before(connection, project_id, request) or []
+                volume = volume_row(connection, earlier[0])
+                return volume, job_row(connection, volume.ingest_job)
             refuse_bytes(connection, project_id, upload.size)
             return insert_volume(
                 connection,

@@ -136,3 +136,25 @@ def test_jobs_of_a_request_that_have_been_removed(office: House) -> None:
     assert office.http.delete(f"/v1/jobs/{job_id}").status_code == 204
     assert_problem(send(office, headers={"Idempotency-Key": KEY}), 410, "job-expired")
     assert listed(office) == []
+
+
+def test_a_scan_that_is_sent_again_is_one_volume(office: House, nifti: bytes) -> None:
+    headers = {"Idempotency-Key": KEY}
+    first = office.http.post("/v1/volumes", content=nifti, headers=headers)
+    office.work(first.json()["job"]["id"])
+    uploads = list((office.root / "uploads").iterdir())
+    again = office.http.post("/v1/volumes", content=nifti, headers=headers)
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.json()["volume"]["id"] == first.json()["volume"]["id"]
+    assert again.json()["volume"]["state"] == "ready"
+    assert office.queue.rung == {first.json()["job"]["id"]: 1}
+    assert list((office.root / "uploads").iterdir()) == uploads
+    assert len(office.catalogue.volumes()) == 1
+    for options in ({"content": nifti + b"\0"}, {"content": nifti, "params": {"name": "other"}}):
+        refusal = office.http.post("/v1/volumes", headers=headers, **options)
+        assert_problem(refusal, 422, "idempotency-key-reused")
+    refusal = office.http.post("/v1/volumes", content=nifti, headers={"Idempotency-Key": "a b"})
+    assert_problem(refusal, 400, "invalid-idempotency-key")
+    assert list((office.root / "uploads").iterdir()) == uploads
+    assert len(office.catalogue.volumes()) == 1
