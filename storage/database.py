@@ -121,6 +121,7 @@ def _engine(url: str) -> Engine:
     engine = create_engine(
         address,
         json_serializer=partial(json.dumps, allow_nan=False),
+        hide_parameters=True,  # a traceback in a log must not tell what a row holds
         pool_pre_ping=address.get_backend_name() != "sqlite",
     )
     if engine.dialect.name == "sqlite":
