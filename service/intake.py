@@ -8,6 +8,7 @@ import binascii
 import re
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from email.message import Message
 from email.utils import collapse_rfc2231_value
 from pathlib import PurePosixPath
@@ -110,7 +111,7 @@ async def receive(request: Request, upload: Upload, idle_s: float = IDLE_S) -> R
     Whatever goes wrong, a lost or idle connection included, leaves nothing behind.
     """
     try:
-        async for piece in pieces(request, idle_s):
+        async for piece in pieces(request, Patience(idle_s)):
             await run_in_threadpool(upload.write, piece)
         return await run_in_threadpool(upload.finish, announced_sha256(request.headers))
     except BaseException:
@@ -118,24 +119,50 @@ async def receive(request: Request, upload: Upload, idle_s: float = IDLE_S) -> R
         raise
 
 
-async def pieces(request: Request, idle_s: float) -> AsyncIterator[bytes]:
+class Patience:
+    """How long the next bytes of a body are waited for. Of one event loop."""
+
+    def __init__(self, idle_s: float) -> None:
+        self.idle_s = idle_s
+        self._wait: asyncio.Timeout | None = None
+        self._since = 0.0
+
+    @asynccontextmanager
+    async def waiting(self) -> AsyncIterator[None]:
+        """A wait. Raises TimeoutError when it has lasted too long, or was ended."""
+        self._since = time.monotonic()
+        try:
+            async with asyncio.timeout(self.idle_s) as self._wait:
+                yield
+        finally:
+            self._wait = None
+
+    def end(self, after_s: float) -> bool:
+        """End the wait of this moment if it has lasted so long; whether it was ended."""
+        if self._wait is None or time.monotonic() - self._since < after_s:
+            return False
+        self._wait.reschedule(asyncio.get_running_loop().time())
+        return True
+
+
+async def pieces(request: Request, patience: Patience) -> AsyncIterator[bytes]:
     """The body in pieces of about a megabyte, so that few hops to a thread are needed; smaller where it comes
     slowly.
 
     What came before a connection was lost (ClientDisconnect) comes too. Raises ApiError `upload-idle` when
-    nothing comes for `idle_s` seconds.
+    nothing comes for too long.
     """
     piece, began = bytearray(), time.monotonic()
     stream = request.stream()
     while True:
         try:
-            async with asyncio.timeout(idle_s):
+            async with patience.waiting():
                 chunk = await anext(stream, None)
         except (ClientDisconnect, TimeoutError) as error:
             if piece:
                 yield bytes(piece)
             if isinstance(error, TimeoutError):
-                raise _idle(idle_s) from None
+                raise _idle(patience.idle_s) from None
             raise
         piece += chunk or b""
         if len(piece) >= _PIECE_BYTES or (piece and time.monotonic() - began > _SLOW_PIECE_S):
@@ -151,7 +178,8 @@ async def pieces(request: Request, idle_s: float) -> AsyncIterator[bytes]:
 def _idle(idle_s: float) -> ApiError:
     return ApiError(
         "upload-idle",
-        f"nothing came for {idle_s:g} s; send the rest again, or resume the upload where it was one in parts",
+        f"nothing came for {idle_s:g} s, or another request goes on in the place of this one: send the rest "
+        "again, or resume the upload where it was one in parts",
         retryable=True,
         headers={"Connection": "close"},
     )

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from service.intake import Patience
 from service.settings import ServiceSettings
 from service.tracing import traceparent_of_span
 from storage.arriving import Arrival
@@ -33,6 +34,8 @@ class Uploads:
         self.root, self.most_bytes = settings.data_root, settings.max_upload_bytes
         self.idle_s = settings.upload_idle_s
         self.sessions = UploadSessions(catalogue.database, settings.upload_keep_s)
+        self.waiting: dict[str, Patience] = {}
+        """Bodies of uploads that this process waits for."""
         self.watermark = Watermark(self.root, settings.disk_kept_share, settings.disk_kept_bytes)
 
     def require_room(self, project_id: str, wanted: int) -> None:

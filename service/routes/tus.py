@@ -6,7 +6,10 @@ Core with the extensions creation, creation-with-upload, checksum, expiration an
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Header, Request, Response
@@ -20,16 +23,18 @@ from service import tus_headers as tus
 from service.deps import Known, Parts, Services, needs
 from service.errors import ApiError
 from service.identity import Principal
-from service.intake import pieces
+from service.intake import Patience, pieces
 from service.routes.uploads import FoundUpload
 from service.schemas import PROBLEMS
 from service.tus_writing import TusWriter
 from service.uploading import Made
 from storage import access
 from storage.errors import EmptyUpload, StorageError, StorageFull
-from storage.upload_errors import MissingUpload, StorageLow, UploadGone
+from storage.upload_errors import MissingUpload, StorageLow, UploadBusy, UploadGone
 from storage.upload_sessions import UploadKind, UploadSession, UploadState
 
+SILENT_S = 2.0
+_ASKED_AGAIN, _PAUSE_S = 20, 0.05
 _CUT = (ClientDisconnect, StorageLow, StorageFull)
 
 
@@ -176,12 +181,13 @@ async def _append(
 ) -> dict[str, str]:
     """Take the body in; the headers that say what came of it. What came of a body that broke off is kept."""
     checksum = tus.checksum(request.headers)
-    writer = await run_in_threadpool(
-        TusWriter.begin, parts.uploads, upload_id, who.project_id, offset, checksum
-    )
+    begin = partial(TusWriter.begin, parts.uploads, upload_id, who.project_id, offset, checksum)
+    writer = await _begun(begin, parts.uploads.waiting.get(upload_id))
+    patience = parts.uploads.waiting[upload_id] = Patience(parts.uploads.idle_s)
     try:
-        made = await _take_in(request, parts, who, writer)
+        made = await _take_in(pieces(request, patience), who, writer)
     finally:
+        del parts.uploads.waiting[upload_id]
         writer.close()
     headers = {"Upload-Offset": str(writer.at), **tus.expiry(writer.expires_at)}
     if made is None:
@@ -191,9 +197,25 @@ async def _append(
     return {**headers, "X-Volume-Id": volume.id, "X-Job-Id": job.id}
 
 
-async def _take_in(request: Request, parts: Services, who: Principal, writer: TusWriter) -> Made | None:
+async def _begun(begin: Callable[[], TusWriter], other: Patience | None) -> TusWriter:
+    """A writer. One that waits for a connection which has fallen silent makes way: a client that lost it
+    comes back before the service knows. Raises as TusWriter.begin.
+    """
     try:
-        async for piece in pieces(request, parts.uploads.idle_s):
+        return await run_in_threadpool(begin)
+    except UploadBusy:
+        if other is None or not other.end(SILENT_S):
+            raise
+    for _ in range(_ASKED_AGAIN):
+        await asyncio.sleep(_PAUSE_S)
+        with suppress(UploadBusy):
+            return await run_in_threadpool(begin)
+    return await run_in_threadpool(begin)
+
+
+async def _take_in(body: AsyncIterator[bytes], who: Principal, writer: TusWriter) -> Made | None:
+    try:
+        async for piece in body:
             await run_in_threadpool(writer.write, piece)
     except (*_CUT, ApiError):
         with suppress(StorageError):

@@ -284,15 +284,7 @@ def cut_off(house: House, address: str, at: int, body: bytes, announced: int, **
 
 def until_free(house: House, address: str) -> int:
     """The offset, once nobody writes any more."""
-
-    def free() -> bool:
-        try:
-            held(house, address).close()
-        except UploadBusy:
-            return False
-        return True
-
-    wait_until(free)
+    wait_until(lambda: not is_held(house, address))
     return offset(house, address)
 
 
@@ -376,6 +368,32 @@ def test_of_writers_that_race_one_wins_and_no_byte_is_wrong(house: House, nifti:
     assert volume["id"].removeprefix("vol_") == address.rpartition("_")[2]
     assert volume["source_sha256"] == hashlib.sha256(nifti).hexdigest()
     assert (house.root / "uploads" / volume["id"]).read_bytes() == nifti
+
+
+def test_a_silent_connection_makes_way_for_who_comes_back(
+    house: House, nifti: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = begin(house, len(nifti))
+    head = "".join(f"{name}: {value}\r\n" for name, value in {**BYTES, "Upload-Offset": "0"}.items())
+    start = f"PATCH {address} HTTP/1.1\r\nHost: a\r\n{head}Content-Length: {len(nifti)}\r\n\r\n"
+    assert house.http.base_url.port is not None
+    with socket.create_connection(("127.0.0.1", house.http.base_url.port), 10) as silent:
+        silent.sendall(start.encode() + nifti[:1000])
+        wait_until(lambda: is_held(house, address))
+        assert_problem(send(house, address, 0, nifti), 423, "upload-busy")
+        monkeypatch.setattr("service.routes.tus.SILENT_S", 0.0)
+        body = assert_problem(send(house, address, 0, nifti), 409, "wrong-offset")
+        assert body["offset"] == offset(house, address) == 1000
+        assert silent.recv(20).startswith(b"HTTP/1.1 408 ")
+    assert send(house, address, 1000, nifti[1000:]).headers["x-volume-id"]
+
+
+def is_held(house: House, address: str) -> bool:
+    try:
+        held(house, address).close()
+    except UploadBusy:
+        return True
+    return False
 
 
 def test_nothing_for_too_long_ends_the_request_and_keeps_what_came(tmp_path: Path, nifti: bytes) -> None:
