@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fhir.resources.R4B.auditevent import AuditEvent
 from fhir.resources.R4B.bundle import Bundle
-from house import House, open_house
+from house import House, Library, open_house
 from problem_checks import assert_problem
 from sqlalchemy import delete, update
 from typer.testing import CliRunner
@@ -77,14 +77,14 @@ def test_who_may_not_read_it_is_refused(guarded: House) -> None:
 
 
 @pytest.mark.parametrize("token", ["x", "AAAA", "LTE=", "OTk5OTk5OTk5OTk5OTk5OTk5OTk5", "MA==", "%00", "é"])
-def test_page_tokens_that_were_not_given_out_are_refused(house: House, token: str) -> None:
-    answer = house.http.get("/v1/audit", params={"page_token": token})
+def test_page_tokens_that_were_not_given_out_are_refused(library: Library, token: str) -> None:
+    answer = library.http.get("/v1/audit", params={"page_token": token})
     assert_problem(answer, 422, "invalid-request")
 
 
 @pytest.mark.parametrize("size", ["0", "201", "x"])
-def test_pages_of_no_size_are_refused(house: House, size: str) -> None:
-    assert_problem(house.http.get(f"/v1/audit?page_size={size}"), 422, "invalid-request")
+def test_pages_of_no_size_are_refused(library: Library, size: str) -> None:
+    assert_problem(library.http.get(f"/v1/audit?page_size={size}"), 422, "invalid-request")
 
 
 def test_it_is_fhir_where_that_is_asked_for(guarded: House) -> None:

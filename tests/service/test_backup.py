@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import House, open_house
+from house import House, Library, open_house
 from typer.testing import CliRunner
 
 from service.cli import app
@@ -278,12 +278,12 @@ def test_by_command(house: House, nifti: bytes, tmp_path_factory: Any) -> None:
     ],
 )
 def test_bad_options_are_told_with_their_cure(
-    house: House, tmp_path_factory: Any, arguments: list[str], cause: str
+    library: Library, tmp_path: Path, arguments: list[str], cause: str
 ) -> None:
-    place = tmp_path_factory.mktemp("elsewhere")
-    (place / "taken").mkdir()
-    back_up(url(house.root), house.root, place / "copy")
-    names = {"taken": place / "taken", "new": place / "new", "root": house.root, "copy": place / "copy"}
+    root = library.house.root
+    (tmp_path / "taken").mkdir()
+    back_up(url(root), root, tmp_path / "copy")
+    names = {"taken": tmp_path / "taken", "new": tmp_path / "new", "root": root, "copy": tmp_path / "copy"}
     answer = CliRunner().invoke(app, [argument.format(**names) for argument in arguments])
     assert answer.exit_code != 0
     assert cause in str(answer.exception)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from house import House, open_house
+from house import House, Library, open_house
 from problem_checks import assert_problem
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
@@ -110,8 +110,8 @@ def test_scrapes_in_a_row_count_the_catalogue_once(house: House, monkeypatch: py
 
 
 @pytest.mark.parametrize("accept", ["", "*/*", "text/plain;version=1.2.x;escaping=%00", "application/json"])
-def test_whoever_does_not_take_openmetrics_gets_the_text_format(house: House, accept: str) -> None:
-    answer = house.http.get("/metrics", headers={"Accept": accept})
+def test_whoever_does_not_take_openmetrics_gets_the_text_format(library: Library, accept: str) -> None:
+    answer = library.http.get("/metrics", headers={"Accept": accept})
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert "tomotrain_api_requests" in {family.name for family in read_text(answer.text)}
 
@@ -132,9 +132,8 @@ def test_a_scraper_without_a_key_is_let_in_where_the_settings_say_so(tmp_path: P
         assert_problem(house.http.get("/v1/jobs"), 401, "no-credentials")
 
 
-def test_the_alerts_name_metrics_and_labels_that_there_are(house: House, nifti: bytes) -> None:
-    house.ready(nifti)
-    told = house.http.get("/metrics", headers=OPENMETRICS).text
+def test_the_alerts_name_metrics_and_labels_that_there_are(library: Library) -> None:
+    told = library.http.get("/metrics", headers=OPENMETRICS).text
     known = {
         f"{family.name}{ending}" for family in read_openmetrics(told) for ending in ("", "_total", "_bucket")
     }
