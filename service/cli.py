@@ -27,6 +27,7 @@ from service.commands.keys import keys
 from service.commands.predict import predict
 from service.commands.recipes import recipes
 from service.commands.restore import complete, denoise
+from service.commands.submit import submit
 from service.commands.train import train
 from service.commands.up import up
 from service.commands.upload import upload
@@ -51,6 +52,7 @@ COMMANDS = (
     (predict, "Ask a model about a scan."),
     (evaluate, "Judge a model on scans whose answers are known."),
     (compress_model, "Make a smaller model of a model and print what that changes."),
+    (submit, "Submit the jobs of a file, and wait for them with --wait."),
     (doctor, "Look at everything that the service needs, and say what cures it."),
     (backup, "Copy everything that persists while the service runs; or --verify a copy."),
     (restore, "Make a data root of a backup."),
