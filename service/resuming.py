@@ -19,7 +19,7 @@ from service.schemas import Accepted, JobView, VolumeView
 from service.upload_memory import Remembered
 from service.upload_schemas import UploadView
 from storage.naming import without_identity
-from storage.sent_objects import SentObject, check_key, digest_of
+from storage.sent_objects import MOST_IN_MANIFEST, SentObject, check_key, digest_of
 from storage.upload_errors import BadKey
 
 MOST_TRIES = 8
@@ -210,6 +210,8 @@ def manifest_of(folder: Path) -> dict[str, SentObject]:
     files = {key: path for key, path in paths.items() if path.is_file() and key not in NOT_SENT}
     if "zarr.json" not in files:
         raise NothingToSend(f"{folder}: no Zarr v3, as it has no zarr.json; send it as a zip")
+    if len(files) > MOST_IN_MANIFEST:
+        raise NothingToSend(f"{folder}: over {MOST_IN_MANIFEST} objects; send it as a zip, or write shards")
     try:
         for key in files:
             check_key(key)

@@ -48,6 +48,7 @@ class TusWriter:
         self._kept, self._kept_at = self.at, time.monotonic()
         self._checksum = checksum
         self._hash = None if checksum is None else hashlib.new(checksum.algorithm)
+        self._whole = hashlib.sha256() if self.at == 0 else None
         self.expires_at = session.expires_at
 
     @classmethod
@@ -80,6 +81,8 @@ class TusWriter:
         self._uploads.watermark.require(len(piece))
         self._file.write(piece)
         self.at += len(piece)
+        if self._whole is not None:
+            self._whole.update(piece)
         if self._hash is not None:
             self._hash.update(piece)
         elif self.at - self._kept >= KEEP_EVERY_BYTES or time.monotonic() - self._kept_at >= KEEP_EVERY_S:
@@ -113,6 +116,10 @@ class TusWriter:
             retryable=True,
         )
 
+    def _sha256(self) -> str:
+        """Of the whole file (hex); read again where it came in several requests."""
+        return self._file.sha256() if self._whole is None else self._whole.hexdigest()
+
     def _keep(self) -> None:
         if self.at > self._kept:
             self._file.sync()
@@ -121,7 +128,7 @@ class TusWriter:
             self._kept, self._kept_at = self.at, time.monotonic()
 
     def _complete(self, submitted_by: str) -> Made:
-        session, sha256 = self._session, self._file.sha256()
+        session, sha256 = self._session, self._sha256()
         try:
             announced = session.facts.get("sha256")
             if announced not in (None, sha256):

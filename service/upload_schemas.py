@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.schemas import Label, Wire, timestamp
-from storage.sent_objects import MOST_OBJECTS, Objects, SentObject
+from storage.sent_objects import MOST_IN_MANIFEST, Objects, SentObject
 from storage.upload_errors import UploadIncomplete
 from storage.upload_sessions import UploadSession, UploadState
 
@@ -23,7 +23,7 @@ class ObjectEntry(BaseModel):
     sha256: Sha256 = Field(description="hexadecimal")
 
 
-Entries = Annotated[dict[str, ObjectEntry], Field(max_length=MOST_OBJECTS)]
+Entries = Annotated[dict[str, ObjectEntry], Field(max_length=MOST_IN_MANIFEST)]
 
 
 class UploadRequest(BaseModel):

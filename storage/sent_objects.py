@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from storage.upload_errors import BadKey, UploadIncomplete
 
 MOST_OBJECTS = 200_000
+MOST_IN_MANIFEST = 50_000
+"""A manifest of more would take a hundred megabytes to read; its digest is enough."""
 LONGEST_KEY = 256
 _NUMBER = "(?:0|[1-9][0-9]{0,18})"
 _KEY = re.compile(rf"zarr\.json|(?:{_NUMBER}/)?(?:zarr\.json|c(?:/{_NUMBER}){{1,5}})")

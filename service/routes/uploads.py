@@ -34,8 +34,8 @@ from storage.upload_errors import MissingUpload, UploadGone
 from storage.upload_sessions import UploadKind, UploadSession, UploadState
 
 _ID = re.compile(r"upl_[0-9a-f-]{36}")
-_MAX_BODY_BYTES = 32 << 20
-"""A manifest of 200,000 objects."""
+_MAX_BODY_BYTES = 8 << 20
+"""A manifest of 50,000 objects."""
 _OBJECT_BODY = {
     "requestBody": {
         "required": True,

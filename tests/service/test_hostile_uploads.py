@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from house import House, open_house
 
-from storage.sent_objects import MOST_OBJECTS, check_key
+from storage.sent_objects import MOST_IN_MANIFEST, check_key
 from storage.upload_errors import BadKey
 
 UP = "../../../catalogue.db"
@@ -162,12 +162,12 @@ TYPED = {"Content-Type": "application/json"}
 
 
 def test_a_body_is_no_way_to_fill_the_memory(fort: House) -> None:
-    body = b'{"kind": "zarr", "name": "' + b"x" * (33 << 20) + b'"}'
+    body = b'{"kind": "zarr", "name": "' + b"x" * (9 << 20) + b'"}'
     assert fort.http.post("/v1/uploads", content=body, headers=TYPED).status_code == 413
 
 
 @pytest.mark.slow
 def test_a_manifest_has_so_many_objects_at_most(fort: House) -> None:
-    entries = {f"c/{number}": {"size": 1, "sha256": "0" * 64} for number in range(MOST_OBJECTS + 1)}
+    entries = {f"c/{number}": {"size": 1, "sha256": "0" * 64} for number in range(MOST_IN_MANIFEST + 1)}
     body = json.dumps({"kind": "zarr", "manifest": entries}).encode()
     assert fort.http.post("/v1/uploads", content=body, headers=TYPED).status_code == 422
