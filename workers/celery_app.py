@@ -75,7 +75,6 @@ def celery_settings(settings: WorkerSettings) -> dict[str, Any]:
         "task_reject_on_worker_lost": False,
         "task_serializer": "json",
         "worker_concurrency": 1,
-        "worker_hijack_root_logger": True,
         "worker_prefetch_multiplier": 1,
         "worker_proc_alive_timeout": START_S,
     }
