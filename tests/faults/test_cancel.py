@@ -161,6 +161,7 @@ def test_a_job_that_reports_stops_within_two_seconds_and_keeps_its_process(
     assert worker.children() == children
 
 
+@pytest.mark.slow
 def test_what_was_answered_is_what_becomes_of_it(
     truth: Catalogue, bell: Bell, start_worker: StartWorker
 ) -> None:

@@ -31,13 +31,13 @@ from workers.cancelling import Oversight
 silence_s, when = float(sys.argv[1]), sys.argv[2]
 overdue = None if when == "guest" else print
 with Oversight(lambda: None, overdue, name="o", every_s=0.05, grace_s=9, silence_s=silence_s):
-    time.sleep(0.8)
+    time.sleep(0.6)
     print("slept", flush=True)
     if when == "within":
         sum(range(10**13))
     if when == "guest":
         sum(range(4 * 10**7))
-time.sleep(0.8)
+time.sleep(0.6)
 print("disarmed", flush=True)
 """
 
@@ -54,7 +54,7 @@ def test_a_process_that_holds_the_interpreter_is_ended_by_the_switch() -> None:
     assert f"Timeout (0:00:0{SILENCE_S:.6f})!" in ended.stderr
 
 
-@pytest.mark.parametrize("when", ["never", "guest"])
+@pytest.mark.parametrize("when", ["never", pytest.param("guest", marks=pytest.mark.slow)])
 def test_the_switch_is_off_when_no_job_runs_or_the_process_is_another_s(when: str) -> None:
     ended = run(when)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "slept\ndisarmed\n", "")

@@ -21,7 +21,7 @@ from workers.hearing import Hearing
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "w1@test"
-EVERY_S, DEAF_S = 0.2, 0.8
+EVERY_S, DEAF_S = 0.15, 0.5
 
 
 class Child:
@@ -77,12 +77,12 @@ def parent(broker: Broker, queues: list[str]) -> Iterator[None]:
 
 def test_one_that_answers_and_consumes_is_left_alone(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     with parent(broker, ["batch"]), Child(broker, monkeypatch).listening() as child:
-        time.sleep(3 * DEAF_S)
+        time.sleep(2 * DEAF_S)
     assert set(child.told) == {True}
     assert child.ended == []
 
 
-@pytest.mark.parametrize("queues", [None, []])
+@pytest.mark.parametrize("queues", [pytest.param(None, marks=pytest.mark.slow), []])
 def test_one_that_is_silent_or_consumes_nothing_ends_but_not_under_a_job(
     queues: list[str] | None, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +115,7 @@ def test_one_that_leaves_messages_waiting_while_there_is_nothing_to_do_is_deaf(
     child.app.close()
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_away_says_nothing_of_the_parent(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
