@@ -388,8 +388,13 @@ function jobProgress(job) {
   return [bar, soft(`${progress.phase}: ${whole(progress.done)}${total} ${progress.unit}`)];
 }
 
+function placeInWords({ ahead, eta_seconds: eta }) {
+  const before = ahead ? `${whole(ahead)} ahead, ` : "the next, ";
+  return before + (eta === null ? "" : `begins in about ${duration(eta)}, `);
+}
+
 function jobTimes(job) {
-  if (!job.started_at) return `since ${clock(job.created_at)}`;
+  if (!job.started_at) return `${job.queue_position ? placeInWords(job.queue_position) : ""}since ${clock(job.created_at)}`;
   const again = job.attempt > 1 ? `, attempt ${job.attempt} of ${job.max_attempts}` : "";
   const took = job.ended_at ? `took ${duration(between(job.started_at, job.ended_at))}` : `began ${clock(job.started_at)}`;
   return took + again;

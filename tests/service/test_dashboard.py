@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from errands import offer
 from house import EMBED, INTERNAL, House, wait_until
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -106,6 +107,19 @@ def test_from_an_empty_page_to_a_result(watched: Watched, tmp_path: Path, nifti:
     row.locator("summary").click()
     expect(row).to_contain_text("50 %")
     expect(row).to_contain_text("2.5 MB")
+    assert watched.troubles == []
+
+
+@needs_chromium
+def test_a_job_that_waits_shows_its_place(watched: Watched) -> None:
+    page, house = watched.page, watched.house
+    offer(house)
+    done, first, second = (house.catalogue.submit("errand", {}) for _ in range(3))
+    house.finish(done.id, {})
+    expect(page.locator(f"#{first.id}")).to_contain_text("the next, begins in about")
+    expect(page.locator(f"#{second.id}")).to_contain_text("1 ahead, begins in about")
+    house.finish(first.id, {})
+    expect(page.locator(f"#{second.id}")).to_contain_text("the next, begins in about")
     assert watched.troubles == []
 
 
