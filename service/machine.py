@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from service.examination import Result, fault, sound, warning
 from service.first_key import key_path
 from service.queue import CeleryQueue
-from service.readiness import LOW_BYTES, LOW_SHARE
+from service.readiness import kept_free
 from service.settings import ServiceSettings
 from service.stack import StackError, broker_binary
 from storage.backup_manifest import SECRETS
@@ -84,7 +84,7 @@ def data_root(settings: ServiceSettings) -> Iterator[Result]:
         yield fault("data root", f"{root} is not writable", cure)
     else:
         yield sound("data root", str(root))
-    yield _room(root)
+    yield _room(settings)
     yield _file_system(settings)
     yield from _private(root)
 
@@ -165,11 +165,15 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _room(root: Path) -> Result:
-    usage = shutil.disk_usage(root)
+def _room(settings: ServiceSettings) -> Result:
+    usage = shutil.disk_usage(settings.data_root)
     found = f"{usage.free / 1e9:.1f} of {usage.total / 1e9:.1f} GB are free"
-    if usage.free < max(LOW_SHARE * usage.total, LOW_BYTES):
-        return warning("disk", found, "remove volumes, run `tomotrain gc`, or take a larger disk")
+    if usage.free < kept_free(settings, usage.total):
+        return warning(
+            "disk",
+            f"{found}, and uploads are refused",
+            "remove volumes, run `tomotrain gc`, or take a larger disk",
+        )
     return sound("disk", found)
 
 

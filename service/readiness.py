@@ -10,11 +10,9 @@ from functools import partial
 
 from service.checks import SOUND, Checks, Finding
 from service.deps import Services
+from service.settings import ServiceSettings
 from storage.census import alive, schema_step
 from storage.migrations import HEAD
-
-LOW_SHARE, LOW_BYTES = 0.05, 2 << 30
-"""Less than this share of the disk, or than so many bytes if that is more, is little."""
 
 
 def checks_of(parts: Services) -> Checks:
@@ -50,7 +48,13 @@ def _worker(parts: Services) -> Finding:
 
 def _disk(parts: Services) -> Finding:
     usage = shutil.disk_usage(parts.settings.data_root)
-    if usage.free >= max(LOW_SHARE * usage.total, LOW_BYTES):
+    if usage.free >= kept_free(parts.settings, usage.total):
         return SOUND
     free, total = usage.free / 1e9, usage.total / 1e9
-    return Finding(warning=f"{free:.1f} of {total:.1f} GB are free: remove volumes, or run `tomotrain gc`")
+    found = f"{free:.1f} of {total:.1f} GB are free, and uploads are refused"
+    return Finding(warning=f"{found}: remove volumes, or run `tomotrain gc`")
+
+
+def kept_free(settings: ServiceSettings, disk_bytes: int) -> float:
+    """How many bytes of a disk uploads leave free (storage/watermark.py)."""
+    return max(settings.disk_kept_share * disk_bytes, settings.disk_kept_bytes)

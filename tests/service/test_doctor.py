@@ -45,8 +45,8 @@ def well(house: House, monkeypatch: pytest.MonkeyPatch) -> House:
     """A service that lacks nothing but a broker."""
     monkeypatch.setattr("service.machine.CeleryQueue", lambda url: house.queue)
     monkeypatch.setenv("TOMOTRAIN_BROKER_URL", "redis://127.0.0.1:1/0")
-    monkeypatch.setattr("service.machine.LOW_BYTES", 0)
-    monkeypatch.setattr("service.machine.LOW_SHARE", 0)
+    monkeypatch.setenv("TOMOTRAIN_DISK_KEPT_SHARE", "0")
+    monkeypatch.setenv("TOMOTRAIN_DISK_KEPT_BYTES", "0")
     return house
 
 
@@ -127,6 +127,11 @@ def test_a_schema_of_another_release_is_told_and_left(well: House, step: str, ve
     assert results["catalogue"]["verdict"] == verdict
     with well.catalogue.database.reading() as connection:
         assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == step
+
+
+def test_a_disk_without_room_is_told(well: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOMOTRAIN_DISK_KEPT_SHARE", "0.9999999")
+    assert "uploads are refused" in told(well.root)[1]["disk"]["found"]
 
 
 def test_a_key_that_others_can_read_is_a_fault(well: House) -> None:

@@ -81,7 +81,7 @@ def test_little_room_on_the_disk_is_told(house: House, monkeypatch: pytest.Monke
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10 << 40, 10 << 40, 1 << 30))
     answer = house.http.get("/readyz").json()
     assert answer["status"] == "degraded"
-    assert answer["checks"]["disk"].startswith("1.1 of 10995.1 GB are free")
+    assert answer["checks"]["disk"].startswith("1.1 of 10995.1 GB are free, and uploads")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10 << 40, 0, 10 << 40))
     assert house.http.get("/readyz").json()["checks"]["disk"] == "ok"
 

@@ -23,6 +23,7 @@ def process(tmp_path: Path) -> Iterator[tuple[psutil.Process, httpx.Client, floa
         "PATH": "/usr/bin:/bin",
         "TOMOTRAIN_DATA_ROOT": str(tmp_path / "var"),
         "TOMOTRAIN_BROKER_URL": "redis://127.0.0.1:1/0",
+        "TOMOTRAIN_AUTHENTICATION": "false",
     }
     command = [sys.executable, "-m", "uvicorn", "service.app:build", "--factory", "--port", "0"]
     began = time.monotonic()
