@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from service import errors, request_log, tracing
+from service import errors, methods, request_log, tracing
 from service.auditing import Auditing
 from service.deps import Services
 from service.edge import Edge, VolumeCors
@@ -65,6 +65,7 @@ def create_app(settings: ServiceSettings, catalogue: Catalogue, queue: JobQueue)
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)
+    methods.install(app, ROUTERS)
     app.add_middleware(Auditing, audit=parts.audit, reads_s=settings.audit_reads_s)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.allowed_hosts, www_redirect=False)
     app.add_middleware(VolumeCors, origins=settings.zarr_origins)

@@ -1,4 +1,4 @@
-"""What the description of the API (OpenAPI 3.1) says of the answers about jobs."""
+"""What the description of the API (OpenAPI 3.1) says of answers, and of headers that routes read by hand."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from service.errors import MEDIA_TYPE
 from service.schemas import JobView, Problem
 
 Answers = dict[int | str, dict[str, Any]]
+Described = dict[str, Any]
 
 _PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}
 _TEXT = {"schema": {"type": "string"}}
@@ -44,4 +45,36 @@ def a_job(described: Mapping[int, str]) -> Answers:
     return {
         status: {"model": JobView, "description": description, "headers": HEADERS, "links": LINKS}
         for status, description in described.items()
+    }
+
+
+UNCHANGED: Answers = {304: {"description": "it is as the client knows it (`If-None-Match`)"}}
+
+
+def header(name: str, description: str, *, pattern: str | None = None, required: bool = False) -> Described:
+    """A header of a request that the route reads by itself."""
+    schema = {"type": "string"} if pattern is None else {"type": "string", "pattern": pattern}
+    return {"name": name, "in": "header", "required": required, "description": description, "schema": schema}
+
+
+def reads(*headers: Described) -> Described:
+    """What a route's `openapi_extra` says of such headers."""
+    return {"parameters": list(headers)}
+
+
+DIGEST_PATTERN = "^sha-256=:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=:$"
+"""Of a `Content-Digest` (RFC 9530)."""
+IF_NONE_MATCH = header("If-None-Match", "the `ETag` of what the client has: 304 where it is still that")
+RANGE = header("Range", "`bytes=0-1023`: a part alone (RFC 9110)", pattern="^bytes=.+$")
+CONDITIONAL = reads(IF_NONE_MATCH)
+PARTIAL = reads(IF_NONE_MATCH, RANGE)
+
+
+def a_file(description: str, *media_types: str) -> Answers:
+    """Bytes that are sent whole or by `Range`."""
+    content: Described = {media_type: {} for media_type in media_types}
+    return {
+        200: {"description": description, "content": content},
+        206: {"description": "the ranges asked for", "content": {**content, "multipart/byteranges": {}}},
+        **UNCHANGED,
     }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from fastapi import Query
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, BeforeValidator
 
 from service.deps import Known
 from service.errors import ApiError
@@ -13,6 +14,16 @@ from service.schemas import Label
 from storage.jobs import JobFilter, JobState
 
 MOST_LABELS = 8
+_RFC_3339 = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:.*", re.ASCII)
+
+
+def _dated(text: str) -> str:
+    if not _RFC_3339.fullmatch(text):
+        raise ValueError("a date and a time of RFC 3339 are needed, as in 2026-11-22T08:00:00Z")
+    return text
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_dated, json_schema_input_type=AwareDatetime)]
 
 Word = Annotated[Label | None, Query(max_length=100)]
 Model = Annotated[Label | None, Query(max_length=100, description="jobs that use the model of this id")]
@@ -24,8 +35,8 @@ Labels = Annotated[
         examples=[["trial:a"]],
     ),
 ]
-After = Annotated[AwareDatetime | None, Query(description="submitted after this time (RFC 3339)")]
-Before = Annotated[AwareDatetime | None, Query(description="submitted before this time (RFC 3339)")]
+After = Annotated[Time | None, Query(description="submitted after this time (RFC 3339)")]
+Before = Annotated[Time | None, Query(description="submitted before this time (RFC 3339)")]
 
 
 async def wanted_jobs(

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response, Security
 from service import audit_fhir
 from service.conditional import PageSize, PageToken, json_answer, next_link
 from service.deps import Parts, identified
+from service.described import CONDITIONAL, UNCHANGED
 from service.errors import ApiError
 from service.identity import Principal
 from service.schemas import PROBLEMS, Wire, timestamp
@@ -48,7 +49,8 @@ class AuditPage(Wire):
 @router.get(
     "/v1/audit",
     response_model=AuditPage,
-    responses={200: {"content": {audit_fhir.MEDIA_TYPE: {"schema": {"type": "object"}}}}},
+    responses={200: {"content": {audit_fhir.MEDIA_TYPE: {"schema": {"type": "object"}}}}, **UNCHANGED},
+    openapi_extra=CONDITIONAL,
 )
 def list_audit(
     request: Request, parts: Parts, who: Reader, page_size: PageSize = 50, page_token: PageToken = None

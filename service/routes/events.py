@@ -28,10 +28,20 @@ router = APIRouter(prefix="/v1", tags=["events"], responses=PROBLEMS, dependenci
 LastEventId = Annotated[
     str | None, Header(alias="Last-Event-ID", max_length=100, description="`id` of the last event that came")
 ]
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["state", "progress", "end", "job", "reset", "ping"]},
+        "id": {"type": "string", "description": "for `Last-Event-ID`"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["event", "data"],
+}
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {
+        "content": {"text/event-stream": {"itemSchema": _EVENT}},
         "description": "server-sent events; `data` is JSON: `id`, `kind`, `state`, `attempt`, `revision`, "
-        "`volume_id`, `created_at`, `started_at`, `ended_at`, `progress`, `error_code`, `links` of a job"
+        "`volume_id`, `created_at`, `started_at`, `ended_at`, `progress`, `error_code`, `links` of a job",
     }
 }
 

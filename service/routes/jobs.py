@@ -18,7 +18,7 @@ from service.conditional import (
     page,
 )
 from service.deps import FoundJob, Parts, needs
-from service.described import a_job, problems
+from service.described import CONDITIONAL, PARTIAL, UNCHANGED, a_file, a_job, problems
 from service.job_answers import accepted, polled, shown
 from service.job_filters import wanted_jobs
 from service.schemas import PROBLEMS, JobPage, JobView
@@ -33,7 +33,12 @@ router = APIRouter(
 _WRITING = [needs(Scope.JOBS_WRITE)]
 
 
-@router.get("", response_model=JobPage, responses=problems(401, 403, 422, 429, 503))
+@router.get(
+    "",
+    response_model=JobPage,
+    responses=UNCHANGED | problems(401, 403, 422, 429, 503),
+    openapi_extra=CONDITIONAL,
+)
 def list_jobs(
     request: Request,
     parts: Parts,
@@ -53,9 +58,10 @@ def list_jobs(
     response_model=JobView,
     responses={
         **a_job({200: "the job"}),
-        304: {"description": "the job is as the client knows it (`If-None-Match`)"},
+        **UNCHANGED,
         **problems(401, 403, 404, 410, 422, 429, 503),
     },
+    openapi_extra=CONDITIONAL,
 )
 def get_job(
     request: Request,
@@ -81,7 +87,12 @@ def remove_job(job: FoundJob, parts: Parts, background: BackgroundTasks) -> Resp
     return Response(status_code=204, background=background)
 
 
-@router.get("/{job_id}/result", response_model=dict[str, Any], responses=RESULT_FORMS)
+@router.get(
+    "/{job_id}/result",
+    response_model=dict[str, Any],
+    responses=RESULT_FORMS | UNCHANGED,
+    openapi_extra=CONDITIONAL,
+)
 def get_result(request: Request, job: FoundJob, parts: Parts) -> Response:
     """What the job found: as JSON, and a prediction as FHIR or a DICOM structured report where `Accept` asks
     for it. 409 while there is nothing yet, and when there never will be.
@@ -97,7 +108,8 @@ def get_result(request: Request, job: FoundJob, parts: Parts) -> Response:
 @router.get(
     "/{job_id}/artifacts/{name}",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}, "description": "the artifact's bytes"}},
+    responses=a_file("the artifact's bytes", "*/*"),
+    openapi_extra=PARTIAL,
 )
 def get_artifact(request: Request, job: FoundJob, parts: Parts, name: str) -> Response:
     """A file that the job wrote, as a download, whole or by `Range`."""

@@ -24,6 +24,7 @@ from service.conditional import (
     unchanged,
 )
 from service.deps import FoundVolume, Known, Parts, ReadyVolume, needs
+from service.described import CONDITIONAL, DIGEST_PATTERN, PARTIAL, UNCHANGED, a_file, header, reads
 from service.errors import ApiError
 from service.idempotency import REPLAYED, KeyHeader, request_key
 from service.intake import announced_sha256, announced_size, check_announced_size, receive, scan_name
@@ -45,8 +46,14 @@ _SCAN_BODY = {
         "required": True,
         "description": "The scan itself: NIfTI-1/2 (.nii, .nii.gz), DICOM (one file, or a zip of a series), "
         "NRRD, or a zip of an OME-Zarr.",
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-    }
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary", "minLength": 1}}
+        },
+    },
+    **reads(
+        header("Content-Digest", "`sha-256=:...:`, of the body (RFC 9530)", pattern=DIGEST_PATTERN),
+        header("Content-Disposition", "`filename=...`: a name that tells nothing of a person is kept"),
+    ),
 }
 _MOST_PIXELS = 1 << 26
 """Largest plane drawn: 8192 x 8192."""
@@ -92,7 +99,7 @@ async def send_scan(
     return answer
 
 
-@router.get("", response_model=VolumePage)
+@router.get("", response_model=VolumePage, responses=UNCHANGED, openapi_extra=CONDITIONAL)
 def list_volumes(
     request: Request,
     parts: Parts,
@@ -112,7 +119,7 @@ def list_volumes(
     return json_answer(request, document, headers=next_link(request, token))
 
 
-@router.get("/{volume_id}", response_model=VolumeView)
+@router.get("/{volume_id}", response_model=VolumeView, responses=UNCHANGED, openapi_extra=CONDITIONAL)
 def get_volume(request: Request, record: FoundVolume) -> Response:
     """One volume."""
     return json_answer(request, volume_view(record), etag=strong_etag(record.id, record.revision))
@@ -153,7 +160,8 @@ class Look(BaseModel):
 @router.get(
     "/{volume_id}/slices/{axis}/{index}",
     response_class=Response,
-    responses={200: {"content": {"image/png": {}}, "description": "8-bit grey"}},
+    responses={200: {"content": {"image/png": {}}, "description": "8-bit grey"}, **UNCHANGED},
+    openapi_extra=CONDITIONAL,
 )
 def get_slice(
     request: Request,
@@ -218,7 +226,8 @@ def _plane_spacing(volume: Volume, axis: Axis, level: int) -> tuple[float, float
 @router.get(
     "/{volume_id}/zarr/{key:path}",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}, "description": "the object's bytes"}},
+    responses=a_file("the object's bytes", "application/octet-stream", "application/json"),
+    openapi_extra=PARTIAL,
 )
 def get_zarr_object(request: Request, record: ReadyVolume, parts: Parts, key: str) -> Response:
     """An object of the volume's OME-Zarr 0.5 store, whole or by `Range`; 404 for an absent key."""

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.conditional import PageSize, PageToken, decode_token, json_answer, next_link, page
 from service.deps import Known, Parts, needs
+from service.described import CONDITIONAL, UNCHANGED
 from service.errors import ApiError
 from service.outside import LONGEST_URL, Guard, OutsideError, Refused
 from service.schemas import PROBLEMS, Wire, timestamp
@@ -104,14 +105,14 @@ async def _check(guard: Guard, url: str) -> None:
         raise ApiError(code, f"url: {error}", errors=[("/url", str(error))]) from error
 
 
-@router.get("", response_model=WebhookList)
+@router.get("", response_model=WebhookList, responses=UNCHANGED, openapi_extra=CONDITIONAL)
 def list_webhooks(request: Request, parts: Parts, who: Known) -> Response:
     """The project's webhooks."""
     views = [_view(webhook) for webhook in parts.webhooks.webhooks(who.project_id)]
     return json_answer(request, WebhookList(webhooks=views))
 
 
-@router.get("/{webhook_id}", response_model=WebhookView)
+@router.get("/{webhook_id}", response_model=WebhookView, responses=UNCHANGED, openapi_extra=CONDITIONAL)
 def get_webhook(request: Request, webhook_id: WebhookId, parts: Parts, who: Known) -> Response:
     """One webhook."""
     return json_answer(request, _view(parts.webhooks.webhook(webhook_id, project_id=who.project_id)))
@@ -132,7 +133,12 @@ def try_webhook(webhook_id: WebhookId, parts: Parts, who: Known) -> Response:
     return JSONResponse(_delivery_view(put).model_dump(mode="json"), 202, headers)
 
 
-@router.get("/{webhook_id}/deliveries", response_model=DeliveryPage)
+@router.get(
+    "/{webhook_id}/deliveries",
+    response_model=DeliveryPage,
+    responses=UNCHANGED,
+    openapi_extra=CONDITIONAL,
+)
 def list_deliveries(
     request: Request,
     webhook_id: WebhookId,
