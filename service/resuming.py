@@ -5,38 +5,34 @@ from __future__ import annotations
 import base64
 import hashlib
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 import httpx
 
 from service.connection import Connection, ServiceProblem, ServiceUnreachable
 from service.packing import NothingToSend
 from service.schemas import Accepted, JobView, VolumeView
+from service.trying import Tries, patiently
 from service.upload_memory import Remembered
 from service.upload_schemas import UploadView
 from storage.naming import without_identity
 from storage.sent_objects import MOST_IN_MANIFEST, SentObject, check_key, digest_of
 from storage.upload_errors import BadKey
 
-MOST_TRIES = 8
-"""So often in a row without a byte of progress."""
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 LAST_BYTES_S = 600.0
 """The answer to the last bytes of a file waits until the service has hashed it."""
 CONNECTIONS = 4
 PIECE_BYTES = 1 << 20
+REQUEST_BYTES = 256 << 20
+"""So much is sent in vain at most where a request is refused: the answer is read when all has been sent."""
 NOT_SENT = frozenset({"manifest.json"})
 """What our own volumes hold beside a Zarr's objects."""
 _GONE = frozenset({404, 410})
-_WORTH_ANOTHER_TRY = frozenset({502, 503, 504})
 _TUS = {"Tus-Resumable": "1.0.0"}
 
 Heard = Callable[[int], None]
-T = TypeVar("T")
 
 
 class ResumableUploads(Connection):
@@ -95,7 +91,7 @@ class ResumableUploads(Connection):
             return None
         view = address.replace("/v1/tus/", "/v1/uploads/")
         try:
-            _patiently(lambda: self.request("GET", view))
+            patiently(lambda: self.request("GET", view))
         except ServiceProblem as error:
             if error.problem.status not in _GONE:
                 raise
@@ -109,7 +105,7 @@ class ResumableUploads(Connection):
             job = JobView.model_validate_json(self.request("GET", f"/v1/jobs/{volume.ingest_job}").content)
             return Accepted(volume=volume, job=job)
 
-        return _patiently(ask)
+        return patiently(ask)
 
     # One file
 
@@ -119,12 +115,12 @@ class ResumableUploads(Connection):
             told["label"] = name
         metadata = ",".join(f"{key} {_base64(text.encode())}" for key, text in told.items())
         headers = {**_TUS, "Upload-Length": str(size), "Upload-Metadata": metadata}
-        answer = _patiently(lambda: self.request("POST", "/v1/tus", headers=headers))
+        answer = patiently(lambda: self.request("POST", "/v1/tus", headers=headers))
         return httpx.URL(answer.headers["Location"]).path
 
     def _send_file(self, path: Path, size: int, address: str, on_sent: Heard) -> str:
         """Send the rest, again and again until all has arrived; the id of the volume."""
-        tries, furthest = _Tries(), -1
+        tries, furthest = Tries(), -1
         while True:
             try:
                 at, volume_id = self._offset(address)
@@ -132,20 +128,22 @@ class ResumableUploads(Connection):
                 if volume_id is not None:
                     return volume_id
                 if at > furthest:
-                    tries, furthest = _Tries(), at
+                    tries, furthest = Tries(), at
+                until = min(size, at + REQUEST_BYTES)
                 answer = self.request(
                     "PATCH",
                     address,
-                    content=_rest(path, at, on_sent),
+                    content=_bytes(path, at, until, on_sent),
                     headers={
                         **_TUS,
                         "Content-Type": "application/offset+octet-stream",
-                        "Content-Length": str(size - at),
+                        "Content-Length": str(until - at),
                         "Upload-Offset": str(at),
                     },
                     timeout=LAST_BYTES_S,
                 )
-                return str(answer.headers["X-Volume-Id"])
+                if until == size:
+                    return str(answer.headers["X-Volume-Id"])
             except (ServiceUnreachable, ServiceProblem) as error:
                 tries.another(error)
 
@@ -159,7 +157,7 @@ class ResumableUploads(Connection):
     def _begin_zarr(self, manifest: Mapping[str, SentObject], name: str | None) -> str:
         entries = {key: {"size": sent.size, "sha256": sent.sha256} for key, sent in manifest.items()}
         body = {"kind": "zarr", "manifest": entries, **({} if name is None else {"name": name})}
-        answer = _patiently(lambda: self.request("POST", "/v1/uploads", json=body))
+        answer = patiently(lambda: self.request("POST", "/v1/uploads", json=body))
         return httpx.URL(answer.headers["Location"]).path
 
     def _send_objects(
@@ -175,7 +173,7 @@ class ResumableUploads(Connection):
         count = _Count(view.received, on_sent)
 
         def send(key: str) -> None:
-            _patiently(lambda: self._send_object(address, key, folder / key, manifest[key].sha256))
+            patiently(lambda: self._send_object(address, key, folder / key, manifest[key].sha256))
             count.add(manifest[key].size)
 
         while view.missing:
@@ -189,19 +187,20 @@ class ResumableUploads(Connection):
 
     def _send_object(self, address: str, key: str, path: Path, sha256: str) -> None:
         digest = _base64(bytes.fromhex(sha256))
-        headers = {"Content-Digest": f"sha-256=:{digest}:", "Content-Length": str(path.stat().st_size)}
-        self.request("PUT", f"{address}/objects/{key}", content=_rest(path, 0), headers=headers)
+        size = path.stat().st_size
+        headers = {"Content-Digest": f"sha-256=:{digest}:", "Content-Length": str(size)}
+        self.request("PUT", f"{address}/objects/{key}", content=_bytes(path, 0, size), headers=headers)
 
     def _complete(self, address: str) -> None:
         """Complete an upload, if that was not done by a request whose answer was lost."""
         try:
-            _patiently(lambda: self.request("POST", f"{address}/complete", timeout=LAST_BYTES_S))
+            patiently(lambda: self.request("POST", f"{address}/complete", timeout=LAST_BYTES_S))
         except ServiceProblem as error:
             if error.problem.code != "upload-finished":
                 raise
 
     def _upload(self, address: str) -> UploadView:
-        return _patiently(lambda: UploadView.model_validate_json(self.request("GET", address).content))
+        return patiently(lambda: UploadView.model_validate_json(self.request("GET", address).content))
 
 
 def manifest_of(folder: Path) -> dict[str, SentObject]:
@@ -224,21 +223,6 @@ def sha256_of(path: Path) -> bytes:
     """A file's sha-256."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
-
-
-class _Tries:
-    """How often something may still be tried, with growing pauses."""
-
-    def __init__(self) -> None:
-        self._left, self._pause_s = MOST_TRIES, FIRST_PAUSE_S
-
-    def another(self, error: ServiceUnreachable | ServiceProblem) -> None:
-        """Wait for the next try. Raises the error where no try is left, or none would help."""
-        self._left -= 1
-        if self._left <= 0 or not _may_pass(error):
-            raise error
-        time.sleep(self._pause_s)
-        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
 
 class _Count:
@@ -265,29 +249,11 @@ def _for_each(keys: Sequence[str], send: Callable[[str], None], threads: int) ->
             pool.shutdown(cancel_futures=True)
 
 
-def _may_pass(error: ServiceUnreachable | ServiceProblem) -> bool:
-    if isinstance(error, ServiceUnreachable):
-        return True
-    problem = error.problem
-    passing = problem.status in _WORTH_ANOTHER_TRY or problem.code in ("wrong-offset", "upload-cut")
-    return problem.retryable or passing
-
-
-def _patiently(ask: Callable[[], T]) -> T:
-    """What is asked for, tried again while that may help."""
-    tries = _Tries()
-    while True:
-        try:
-            return ask()
-        except (ServiceUnreachable, ServiceProblem) as error:
-            tries.another(error)
-
-
-def _rest(path: Path, at: int, on_sent: Heard = lambda sent: None) -> Iterator[bytes]:
-    """The bytes of a file from one on."""
+def _bytes(path: Path, at: int, until: int, on_sent: Heard = lambda sent: None) -> Iterator[bytes]:
+    """The bytes of a file from one to before another."""
     with path.open("rb") as file:
         file.seek(at)
-        while piece := file.read(PIECE_BYTES):
+        while piece := file.read(min(PIECE_BYTES, until - at)):
             yield piece
             at += len(piece)
             on_sent(at)
