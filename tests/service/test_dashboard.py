@@ -80,7 +80,7 @@ def test_from_an_empty_page_to_a_result(watched: Watched, tmp_path: Path, nifti:
     scan.write_bytes(nifti)
     page.set_input_files("#file", scan)
     card = page.locator("#scans .card")
-    expect(card.locator("h3")).to_have_text("köpfchen <b>.nii")
+    expect(card.locator("h3")).to_have_text("scan.nii")  # names of files may be those of patients
     expect(card.locator(".chip")).to_have_text("validating")
 
     (volume,) = house.catalogue.volumes()
@@ -107,6 +107,13 @@ def test_from_an_empty_page_to_a_result(watched: Watched, tmp_path: Path, nifti:
     row.locator("summary").click()
     expect(row).to_contain_text("50 %")
     expect(row).to_contain_text("2.5 MB")
+    assert watched.troubles == []
+
+
+@needs_chromium
+def test_a_label_is_text(watched: Watched, nifti: bytes) -> None:
+    watched.house.send(nifti, params={"name": "köpfchen <b>"})
+    expect(watched.page.locator("#scans .card h3")).to_have_text("köpfchen <b>")
     assert watched.troubles == []
 
 
