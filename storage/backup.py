@@ -5,6 +5,7 @@
              volumes/...     the stores of its ready volumes
              artifacts/...   what its jobs have published
              uploads/...     scans that wait to be read
+             arriving/...    objects and instances that have arrived of those that have not come whole
              logs/...        of jobs that have ended
              secrets/...     what identifiers are replaced by: without it, by others from then on
 
@@ -25,6 +26,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, select
 
+from storage.arriving import FOLDER as ARRIVING
 from storage.backup_manifest import CATALOGUE, SECRETS, Backup, BackupError, KeptFile, LeftOut, hashed
 from storage.disk import make_folder, sync
 from storage.errors import CorruptVolume
@@ -33,7 +35,8 @@ from storage.manifest import NAME as MANIFEST
 from storage.manifest import Manifest
 from storage.records import VolumeRecord, VolumeState
 from storage.snapshot import reading, snapshot
-from storage.tables import job_of, jobs, volume_of, volumes
+from storage.tables import job_of, jobs, upload_objects, uploads, volume_of, volumes
+from storage.upload_sessions import UploadKind, UploadState
 
 ROUNDS = 5
 _JOB = re.compile(r"job_[0-9a-f-]+")
@@ -109,6 +112,7 @@ class _Copying:
     def everything(self, rows: Connection) -> None:
         """Copy what waits to be read first: it is what goes away soonest."""
         self._secrets()
+        self._arriving(rows)
         known = [volume_of(row) for row in rows.execute(select(volumes).order_by(volumes.c.id))]
         for volume in known:
             if volume.state is VolumeState.VALIDATING:
@@ -126,6 +130,21 @@ class _Copying:
             self._take(name, link=False)
             (self._target / name).chmod(0o600)
             self.named.add(name)
+
+    def _arriving(self, rows: Connection) -> None:
+        """Objects have their names when they are whole; a file that grows (tus) is to be sent anew."""
+        still = (uploads.c.state == UploadState.OPEN, uploads.c.kind != UploadKind.TUS)
+        objects = (
+            select(upload_objects).join(uploads, uploads.c.id == upload_objects.c.upload_id).where(*still)
+        )
+        wanted: dict[str, dict[str, KeptFile | None]] = {}
+        for row in rows.execute(objects):
+            arrived = wanted.setdefault(row.upload_id, {})
+            arrived[f"{ARRIVING}/{row.upload_id}/objects/{row.key}"] = KeptFile(row.size, row.sha256)
+        for upload_id, arrived in wanted.items():
+            folder = self._data_root / ARRIVING / upload_id
+            announced = {f"{ARRIVING}/{upload_id}/{MANIFEST}": None} if (folder / MANIFEST).is_file() else {}
+            self._take_all(folder, {**arrived, **announced})
 
     def _upload(self, volume: VolumeRecord) -> None:
         """One file, or the folder of a Zarr."""

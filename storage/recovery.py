@@ -14,8 +14,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, delete, select, update
 
+from storage.arriving import FOLDER as ARRIVING
+from storage.arriving import Arrival
 from storage.audit import AuditLog
 from storage.backup_manifest import CATALOGUE, SECRETS, Backup, BackupError, KeptFile, LeftOut
 from storage.database import Database
@@ -25,6 +27,7 @@ from storage.migrations import HEAD
 from storage.snapshot import NotEmpty, load
 from storage.tables import jobs, sessions, upload_objects, uploads, volumes
 from storage.transitions import QUEUED_NOW, as_cancelled, change_jobs, close_volume, release_dependents
+from storage.upload_sessions import UploadState
 
 PIECE = 1 << 20
 ACTOR = "operator"
@@ -57,6 +60,8 @@ def restore(source: Path, data_root: Path, url: str | None = None) -> tuple[Back
     try:
         for path, kept in sorted(backup.files.items()):
             _bring(source / path, data_root / path, kept)
+        for upload_id in _arrived(backup):
+            Arrival(data_root, upload_id).make()
         mended = _enter(data_root / CATALOGUE, url, backup)
     except BaseException:
         for left in data_root.iterdir():
@@ -99,7 +104,7 @@ def _enter(catalogue: Path, url: str | None, backup: Backup) -> Mended:
             part.unlink()
     with closing(Database.open(url or here)) as database:
         with database.writing() as connection:
-            mended = _mend(connection, backup.left_out)
+            mended = _mend(connection, backup)
         AuditLog(database).append(
             actor=ACTOR,
             action="restore-backup",
@@ -111,18 +116,26 @@ def _enter(catalogue: Path, url: str | None, backup: Backup) -> Mended:
     return mended
 
 
-def _mend(connection: Connection, left_out: Iterable[LeftOut]) -> Mended:
+def _mend(connection: Connection, backup: Backup) -> Mended:
     queued = change_jobs(connection, jobs.c.state == JobState.RUNNING, **QUEUED_NOW)
     cancelled = change_jobs(connection, jobs.c.state == JobState.CANCELLING, **as_cancelled())
     for job in cancelled:
         release_dependents(connection, job)
-    arriving = uploads.c.state == "open"
-    count = connection.execute(select(func.count()).select_from(uploads).where(arriving)).scalar_one()
-    connection.execute(update(uploads).where(arriving).values(state="expired"))
-    connection.execute(delete(upload_objects))
+    gone = connection.execute(
+        update(uploads)
+        .where(uploads.c.state == UploadState.OPEN, uploads.c.id.not_in(_arrived(backup)))
+        .values(state=UploadState.EXPIRED)
+    )
+    still = select(uploads.c.id).where(uploads.c.state == UploadState.OPEN)
+    connection.execute(delete(upload_objects).where(upload_objects.c.upload_id.not_in(still)))
     connection.execute(delete(sessions))
-    quarantined = tuple(_quarantine(connection, left_out))
-    return Mended(len(queued), len(cancelled), count, quarantined)
+    quarantined = tuple(_quarantine(connection, backup.left_out))
+    return Mended(len(queued), len(cancelled), gone.rowcount, quarantined)
+
+
+def _arrived(backup: Backup) -> set[str]:
+    """The upload sessions of which the backup has what had arrived."""
+    return {path.split("/")[1] for path in backup.files if path.startswith(f"{ARRIVING}/")}
 
 
 def _quarantine(connection: Connection, left_out: Iterable[LeftOut]) -> Iterable[str]:

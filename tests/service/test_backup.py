@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sqlite3
@@ -11,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import House, Library, open_house
-from typer.testing import CliRunner
+from house import House, open_house
 
-from service.cli import app
 from storage import backup as backups
+from storage.arriving import Arrival
 from storage.artifacts import ArtifactStore
 from storage.audit import AuditLog
 from storage.backup import back_up, verify
@@ -23,6 +23,8 @@ from storage.backup_manifest import Backup, BackupError, KeptFile
 from storage.catalogue import Catalogue
 from storage.jobs import Job, JobState
 from storage.recovery import restore
+from storage.sent_objects import SentObject
+from storage.upload_sessions import UploadKind, UploadSessions, UploadState
 
 
 def url(root: Path) -> str:
@@ -209,6 +211,31 @@ def test_a_backup_that_names_files_elsewhere_is_refused(tmp_path: Path, path: st
         restore(tmp_path / "copy", tmp_path / "new")
 
 
+def test_what_has_arrived_of_an_upload_goes_along(house: House, tmp_path_factory: Any) -> None:
+    place = tmp_path_factory.mktemp("elsewhere")
+    sessions = UploadSessions(house.catalogue.database)
+    ours: dict[str, Any] = {"project_id": "default", "name": "scan", "length": None}
+    whole, growing = sessions.open(UploadKind.ZARR, **ours), sessions.open(UploadKind.TUS, **ours)
+    for session in (whole, growing):
+        Arrival(house.root, session.id).make()
+    content = b"{}"
+    sent = SentObject(len(content), hashlib.sha256(content).hexdigest())
+    target = Arrival(house.root, whole.id).objects / "zarr.json"
+    sessions.keep_object(whole.id, "zarr.json", sent, lambda: target.write_bytes(content) and None)
+    Arrival(house.root, growing.id).data.write_bytes(b"half")
+    assert back_up(url(house.root), house.root, place / "copy").left_out == ()
+    _, mended = restore(place / "copy", place / "new")
+    assert mended.uploads == 1
+    with Catalogue.open(url(place / "new")) as catalogue:
+        again = UploadSessions(catalogue.database)
+        assert again.session(whole.id).state is UploadState.OPEN
+        assert again.objects(whole.id) == {"zarr.json": sent}
+        assert again.session(growing.id).state is UploadState.EXPIRED
+    arrival = Arrival(place / "new", whole.id)
+    assert (arrival.objects / "zarr.json").read_bytes() == content
+    assert arrival.parts.is_dir()
+
+
 def test_secrets_go_along_and_stay_secret(house: House, tmp_path_factory: Any) -> None:
     place = tmp_path_factory.mktemp("elsewhere")
     secret = house.root / "secrets" / "dicom-uids"
@@ -245,45 +272,3 @@ def test_the_catalogue_in_a_backup_is_one_sound_file(house: House, tmp_path_fact
     assert copy.stat().st_mode & 0o077 == 0
     with closing(sqlite3.connect(copy / "catalogue.db")) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-
-
-def test_by_command(house: House, nifti: bytes, tmp_path_factory: Any) -> None:
-    place = tmp_path_factory.mktemp("elsewhere")
-    volume_id = house.ready(nifti)
-    copy, new = str(place / "copy"), str(place / "new")
-    run = CliRunner().invoke
-    made = run(app, ["backup", copy, "--data-root", str(house.root), "--json"])
-    assert made.exit_code == 0, made.output
-    facts = json.loads(made.stdout)
-    assert facts["left_out"] == []
-    checked = run(app, ["backup", "--verify", copy, "--json"])
-    assert checked.exit_code == 0
-    assert json.loads(checked.stdout)["digest"] == facts["digest"]
-    brought = run(app, ["restore", copy, "--data-root", new, "--json"])
-    assert brought.exit_code == 0, brought.output
-    with open_house(place / "new") as again:
-        assert again.http.get(f"/v1/volumes/{volume_id}").status_code == 200
-    (place / "copy" / "catalogue.db").write_bytes(b"")
-    assert run(app, ["backup", "--verify", copy]).exit_code == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "cause"),
-    [
-        (["backup", "{taken}", "--data-root", "{root}"], "is there already"),
-        (["backup", "{new}", "--data-root", "{taken}"], "no catalogue.db"),
-        (["backup", "--verify", "{taken}"], "no backup.json"),
-        (["restore", "{taken}", "--data-root", "{new}"], "no backup.json"),
-        (["restore", "{copy}", "--data-root", "{root}"], "is not empty"),
-    ],
-)
-def test_bad_options_are_told_with_their_cure(
-    library: Library, tmp_path: Path, arguments: list[str], cause: str
-) -> None:
-    root = library.house.root
-    (tmp_path / "taken").mkdir()
-    back_up(url(root), root, tmp_path / "copy")
-    names = {"taken": tmp_path / "taken", "new": tmp_path / "new", "root": root, "copy": tmp_path / "copy"}
-    answer = CliRunner().invoke(app, [argument.format(**names) for argument in arguments])
-    assert answer.exit_code != 0
-    assert cause in str(answer.exception)
