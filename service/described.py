@@ -62,8 +62,6 @@ def reads(*headers: Described) -> Described:
     return {"parameters": list(headers)}
 
 
-DIGEST_PATTERN = "^sha-256=:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=:$"
-"""Of a `Content-Digest` (RFC 9530)."""
 IF_NONE_MATCH = header("If-None-Match", "the `ETag` of what the client has: 304 where it is still that")
 RANGE = header("Range", "`bytes=0-1023`: a part alone (RFC 9110)", pattern="^bytes=.+$")
 CONDITIONAL = reads(IF_NONE_MATCH)

@@ -34,7 +34,7 @@ KeyHeader = Annotated[
     Header(
         alias="Idempotency-Key",
         description="a fresh key for each request; the same one to send the same request again",
-        json_schema_extra={"pattern": r'^("[\w.:-]{1,255}"|[\w.:-]{1,255})$'},
+        json_schema_extra={"pattern": r'^("([ !#-\[\]-~]|\\["\\]){1,255}"|[!#-+\--\[\]-~]{1,255})$'},
         examples=["8e03978e-40d5-43dd-bc93-6894a57f9324"],
     ),
 ]

@@ -241,7 +241,9 @@ def _storable(text: str) -> str:
     return text
 
 
-Label = Annotated[str, Field(max_length=200), AfterValidator(_storable)]
+_NO_NUL = {"pattern": r"^[^\u0000]*$"}
+Storable = Annotated[str, AfterValidator(_storable), Field(json_schema_extra=_NO_NUL)]
+Label = Annotated[Storable, Field(max_length=200)]
 
 
 def timestamp(seconds: float | None) -> str | None:

@@ -20,6 +20,13 @@ EXTENSIONS = "creation,creation-with-upload,checksum,expiration,termination"
 ALGORITHMS = ("sha256", "sha-256", "sha1", "sha512", "md5")
 MEDIA_TYPE = "application/offset+octet-stream"
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+NUMBER = "^(0|[1-9][0-9]{0,17})$"
+POSITIVE = "^[1-9][0-9]{0,17}$"
+CHECKSUM = "^(sha-?256 [A-Za-z0-9+/]{43}=|sha1 [A-Za-z0-9+/]{27}=|sha512 [A-Za-z0-9+/]{86}==|md5 [A-Za-z0-9+/]{22}==)$"
+_BASE64 = "([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"
+_PAIR = rf"[!-+.-~-]{{1,64}}( {_BASE64})?"
+METADATA = f"^({_PAIR}(,{_PAIR})*)?$"
+"""Of headers, for the description of the API."""
 _METADATA_KEY = re.compile(r"[!-+\--~]{1,64}")
 LONGEST_METADATA = 8192
 
@@ -120,7 +127,7 @@ def state(session: UploadSession) -> dict[str, str]:
 
 def _number(headers: Headers, name: str) -> int:
     given = headers.get(name, "")
-    if not (given.isascii() and given.isdecimal() and len(given) <= 18):
+    if not re.fullmatch(NUMBER, given):
         raise ApiError("bad-request", f"{name}: a number of bytes is needed")
     return int(given)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.schemas import Label, Wire, timestamp
+from service.schemas import Label, Storable, Wire, timestamp
 from storage.sent_objects import MOST_IN_MANIFEST, Objects, SentObject
 from storage.upload_errors import UploadIncomplete
 from storage.upload_sessions import UploadSession, UploadState
@@ -59,7 +59,7 @@ class ImportRequest(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"source": "file:///srv/scans/1.nii.gz"}]}
     )
 
-    source: Annotated[Label, Field(min_length=1, max_length=4096)]
+    source: Annotated[Storable, Field(min_length=1, max_length=4096)]
     name: Annotated[Label, Field(min_length=1)] | None = Field(None, description="what to call the scan")
 
 

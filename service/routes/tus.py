@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, Depends, Header, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, Request, Response
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
@@ -21,6 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service import tus_headers as tus
 from service.deps import Known, Parts, Services, needs
+from service.described import header, reads
 from service.errors import ApiError
 from service.identity import Principal
 from service.intake import Patience, pieces
@@ -65,23 +66,18 @@ def found_tus(session: FoundUpload) -> UploadSession:
 
 FoundTus = Annotated[UploadSession, Depends(found_tus)]
 _WRITING = [needs(access.Scope.VOLUMES_WRITE), Depends(_require_version)]
-_BYTES = {
-    "requestBody": {
-        "description": "Bytes of the file.",
-        "content": {tus.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
-    }
+_BODY = {
+    "description": "Bytes of the file.",
+    "content": {tus.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
 }
 router = APIRouter(prefix="/v1/tus", tags=["uploads"], responses=PROBLEMS, route_class=Resumable)
-Spoken = Annotated[str | None, Header(alias="Tus-Resumable", description=tus.VERSION)]
-Offset = Annotated[str | None, Header(alias="Upload-Offset", description="where the body goes on")]
-Length = Annotated[str | None, Header(alias="Upload-Length", description="bytes of the whole file")]
-Metadata = Annotated[
-    str | None,
-    Header(alias="Upload-Metadata", description="filename, label, sha256: each with its value in base64"),
-]
-Sum = Annotated[
-    str | None, Header(alias="Upload-Checksum", description="sha256, sha1, sha512 or md5, and base64")
-]
+_SPOKEN = header("Tus-Resumable", "the version of the protocol", pattern=r"^1\.0\.0$", required=True)
+_LENGTH = header("Upload-Length", "bytes of the whole file", pattern=tus.POSITIVE, required=True)
+_OFFSET = header("Upload-Offset", "where the body goes on", pattern=tus.NUMBER, required=True)
+_METADATA = header(
+    "Upload-Metadata", "filename, label, sha256: each with its value in base64", pattern=tus.METADATA
+)
+_CHECKSUM = header("Upload-Checksum", "an algorithm and the body's digest in base64", pattern=tus.CHECKSUM)
 
 
 @router.options("", status_code=204)
@@ -99,16 +95,18 @@ def describe_tus(parts: Parts) -> Response:
     )
 
 
-@router.post("", status_code=201, response_class=Response, dependencies=_WRITING, openapi_extra=_BYTES)
+@router.post(
+    "",
+    status_code=201,
+    response_class=Response,
+    dependencies=_WRITING,
+    openapi_extra={"requestBody": _BODY, **reads(_SPOKEN, _LENGTH, _METADATA, _CHECKSUM)},
+)
 async def create_tus(
     request: Request,
     background: BackgroundTasks,
     parts: Parts,
     who: Known,
-    spoken: Spoken = None,
-    announced: Length = None,
-    told: Metadata = None,
-    summed: Sum = None,
 ) -> Response:
     """Begin an upload, with its first bytes in the body if they are at hand."""
     session = await run_in_threadpool(_create, request, parts, who)
@@ -134,15 +132,22 @@ def _create(request: Request, parts: Services, who: Principal) -> UploadSession:
     )
 
 
-@router.head("/{upload_id}", response_class=Response, dependencies=_WRITING)
-def get_tus_offset(session: FoundTus, spoken: Spoken = None) -> Response:
+@router.head("/{upload_id}", response_class=Response, dependencies=_WRITING, openapi_extra=reads(_SPOKEN))
+def get_tus_offset(session: FoundTus) -> Response:
     """How many bytes have arrived, for good: where to go on."""
     _require_alive(session)
     return Response(headers={**tus.state(session), **_made_headers(session)})
 
 
 @router.patch(
-    "/{upload_id}", status_code=204, response_class=Response, dependencies=_WRITING, openapi_extra=_BYTES
+    "/{upload_id}",
+    status_code=204,
+    response_class=Response,
+    dependencies=_WRITING,
+    openapi_extra={
+        "requestBody": {"required": True, **_BODY},
+        **reads(_SPOKEN, _OFFSET, _CHECKSUM),
+    },
 )
 async def append_tus(
     request: Request,
@@ -150,9 +155,6 @@ async def append_tus(
     session: FoundTus,
     parts: Parts,
     who: Known,
-    spoken: Spoken = None,
-    at: Offset = None,
-    summed: Sum = None,
 ) -> Response:
     """Send the bytes that follow. With the last one the file becomes a volume, as by `POST /v1/volumes`:
     `X-Volume-Id` and `X-Job-Id` name it and the job that reads it.
@@ -163,8 +165,14 @@ async def append_tus(
     return Response(status_code=204, headers=headers, background=background)
 
 
-@router.delete("/{upload_id}", status_code=204, response_class=Response, dependencies=_WRITING)
-def abort_tus(session: FoundTus, parts: Parts, spoken: Spoken = None) -> Response:
+@router.delete(
+    "/{upload_id}",
+    status_code=204,
+    response_class=Response,
+    dependencies=_WRITING,
+    openapi_extra=reads(_SPOKEN),
+)
+def abort_tus(session: FoundTus, parts: Parts) -> Response:
     """Give an upload up; what has arrived of it is removed."""
     session.require_open()
     parts.uploads.give_up(session)

@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from service.accepting import accepted
 from service.conditional import json_answer
 from service.deps import Known, Parts, Services, needs
+from service.described import CONDITIONAL, UNCHANGED, header, reads
 from service.errors import ApiError
 from service.intake import announced_sha256, announced_size, receive, scan_name
 from service.schemas import PROBLEMS, Accepted
@@ -40,8 +41,18 @@ _OBJECT_BODY = {
     "requestBody": {
         "required": True,
         "description": "The object's bytes. `Content-Digest: sha-256=:...:` is required.",
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-    }
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary", "minLength": 1}}
+        },
+    },
+    **reads(
+        header(
+            "Content-Digest",
+            "of the body (RFC 9530)",
+            pattern="^sha-256=:[A-Za-z0-9+/]{43}=:$",
+            required=True,
+        )
+    ),
 }
 
 router = APIRouter(
@@ -97,7 +108,7 @@ def _length(size: int | None, manifest: Objects | None) -> int | None:
     return total
 
 
-@router.get("/{upload_id}", response_model=UploadView)
+@router.get("/{upload_id}", response_model=UploadView, responses=UNCHANGED, openapi_extra=CONDITIONAL)
 def get_upload(request: Request, session: FoundUpload, parts: Parts) -> Response:
     """How far an upload has come, and what of its manifest is missing."""
     if session.state not in (UploadState.OPEN, UploadState.COMPLETE):

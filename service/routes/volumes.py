@@ -24,7 +24,7 @@ from service.conditional import (
     unchanged,
 )
 from service.deps import FoundVolume, Known, Parts, ReadyVolume, needs
-from service.described import CONDITIONAL, DIGEST_PATTERN, PARTIAL, UNCHANGED, a_file, header, reads
+from service.described import CONDITIONAL, PARTIAL, UNCHANGED, a_file, header, reads
 from service.errors import ApiError
 from service.idempotency import REPLAYED, KeyHeader, request_key
 from service.intake import announced_sha256, announced_size, check_announced_size, receive, scan_name
@@ -51,7 +51,7 @@ _SCAN_BODY = {
         },
     },
     **reads(
-        header("Content-Digest", "`sha-256=:...:`, of the body (RFC 9530)", pattern=DIGEST_PATTERN),
+        header("Content-Digest", "`sha-256=:...:`, of the body (RFC 9530)"),
         header("Content-Disposition", "`filename=...`: a name that tells nothing of a person is kept"),
     ),
 }

@@ -39,7 +39,11 @@ class WebhookRequest(BaseModel):
         },
     )
 
-    url: str = Field(max_length=LONGEST_URL, description="https; a host that is public, or allowed here")
+    url: str = Field(
+        max_length=LONGEST_URL,
+        description="https; a host that is public, or allowed here",
+        json_schema_extra={"format": "uri", "pattern": "^https?://"},
+    )
     events: list[WebhookEvent] = Field(list(WebhookEvent), min_length=1, max_length=len(WebhookEvent))
 
 
