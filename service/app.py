@@ -84,6 +84,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         every_s=parts.settings.sweep_every_s,
         ring_after_s=parts.settings.ring_after_s,
         jobs_kept_s=parts.settings.jobs_kept_s,
+        stow_quiet_s=parts.settings.stow_quiet_s,
     )
     courier = Courier(parts.webhooks, parts.outside, every_s=parts.settings.sweep_every_s)
     sweeper.start()

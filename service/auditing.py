@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.addresses import shown_path
 from service.identity import Principal
 from storage.audit import AuditLog
 
@@ -24,6 +25,10 @@ SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 WATCHED = {
     "get_slice": "view-volume",
     "get_zarr_object": "view-volume",
+    "retrieve_study": "view-volume",
+    "retrieve_series": "view-volume",
+    "retrieve_instance": "view-volume",
+    "retrieve_frame": "view-volume",
     "get_result": "view-result",
     "get_artifact": "view-result",
     "get_logs": "view-result",
@@ -57,7 +62,7 @@ class Auditing:
     async def _record(self, request: Request, status: int) -> None:
         principal: Principal | None = getattr(request.state, "principal", None)
         actor = UNKNOWN if principal is None else principal.name
-        subject = request.url.path
+        subject = getattr(request.state, "subject", None) or shown_path(request.url.path)
         action = _action(request, status)
         if action is None:
             return
@@ -89,7 +94,7 @@ def _action(request: Request, status: int) -> str | None:
 
 
 def _resource(path: str) -> str:
-    """`/v1/volumes/{id}` of an address below it."""
+    """`/v1/volumes/{id}`, or `/dicomweb/studies/{uid}`, of an address below it."""
     return "/".join(path.split("/")[:4])
 
 

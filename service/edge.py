@@ -13,6 +13,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import request_log
+from service.addresses import shown_path
+from service.dicomweb.media import DICOM_JSON
 from service.errors import MEDIA_TYPE, code_of_status, problem_response
 
 log = logging.getLogger("tomotrain.service")
@@ -105,7 +107,8 @@ class _Translating:
         status = self.refused["status"]
         headers = Headers(raw=self.refused["headers"])
         kept = {name: headers[name] for name in ("content-range", "allow", "retry-after") if name in headers}
-        detail = self._text.decode("utf-8", "replace") or f"{request.method} {request.url.path} is refused"
+        told = f"{request.method} {shown_path(request.url.path)} is refused"
+        detail = self._text.decode("utf-8", "replace") or told
         return problem_response(request, code_of_status(status), detail, headers=kept)
 
 
@@ -156,4 +159,4 @@ def _same_origin(headers: Headers) -> bool:
 
 def _unproblematic(message: Message) -> bool:
     media_type = Headers(raw=message["headers"]).get("content-type", "")
-    return message["status"] >= 400 and not media_type.startswith(MEDIA_TYPE)
+    return message["status"] >= 400 and not media_type.startswith((MEDIA_TYPE, DICOM_JSON))

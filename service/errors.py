@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from service.addresses import shown_path
 from storage.errors import InvalidParameters, JobFailed, StorageError
 
 MEDIA_TYPE = "application/problem+json"
@@ -239,7 +240,7 @@ def problem_response(
     body = problem(
         code,
         detail,
-        instance=request.url.path,
+        instance=shown_path(request.url.path),
         request_id=request.state.request_id,
         errors=errors,
         retryable=retryable,
@@ -306,7 +307,7 @@ def _validation_pointer(item: Mapping[str, Any]) -> tuple[str, str]:
 def _from_framework(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = code_of_status(error.status_code)
-    detail = f"{request.method} {request.url.path}: {error.detail}"
+    detail = f"{request.method} {shown_path(request.url.path)}: {error.detail}"
     return problem_response(request, code, detail, headers=error.headers)
 
 

@@ -17,6 +17,9 @@ class ServiceSettings(StorageSettings):
     upload_idle_s: float = Field(
         60.0, gt=0, description="a body of which nothing comes for this long is cut off"
     )
+    stow_quiet_s: float = Field(
+        10.0, gt=0, description="a series that comes by DICOMweb becomes a volume after so long a pause"
+    )
     disk_kept_share: float = Field(
         0.05, ge=0, lt=1, description="share of the disk that uploads leave free (507 storage-low)"
     )

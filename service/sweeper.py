@@ -11,6 +11,8 @@ from service.idempotency import KEPT_S
 from service.queue import JobQueue
 from storage.catalogue import Catalogue
 from storage.clearing import clear_all
+from storage.dicom_collections import QUIET_S, DicomCollections
+from storage.dicom_series import SeriesIndex
 from storage.tidy import tidy
 
 log = logging.getLogger("tomotrain.service")
@@ -22,7 +24,8 @@ class Sweeper:
     """Every `every_s` seconds: let the catalogue requeue expired leases, and ring what waits too long.
 
     Once a minute it also removes what lost workers left on disk, and what is kept no longer: jobs that ended
-    `jobs_kept_s` seconds ago, and the keys of old requests.
+    `jobs_kept_s` seconds ago, and the keys of old requests. Series that came by DICOMweb become volumes when
+    nothing was added to them for `stow_quiet_s` seconds.
     """
 
     def __init__(
@@ -34,7 +37,10 @@ class Sweeper:
         every_s: float,
         ring_after_s: float,
         jobs_kept_s: float,
+        stow_quiet_s: float = QUIET_S,
     ) -> None:
+        self._collections = DicomCollections(catalogue.database, data_root, stow_quiet_s)
+        self._series = SeriesIndex(catalogue.database)
         self._catalogue, self._queue, self._data_root = catalogue, queue, data_root
         self._tidied_at = float("-inf")
         self._every_s, self._ring_after_s, self._jobs_kept_s = every_s, ring_after_s, jobs_kept_s
@@ -53,7 +59,8 @@ class Sweeper:
     def sweep(self) -> int:
         """Sweep once; how many jobs were rung. Stops ringing at the first refusal: the broker is away."""
         rung = []
-        for job in self._catalogue.sweep(ring_after_s=self._ring_after_s):
+        new = self._collections.close_quiet()
+        for job in [*new, *self._catalogue.sweep(ring_after_s=self._ring_after_s)]:
             if not self._queue.ring(job):
                 break
             rung.append(job.id)
@@ -75,6 +82,10 @@ class Sweeper:
         clear_all(self._data_root, self._catalogue)
 
     def _run(self) -> None:
+        try:
+            self._series.enter_missing()
+        except Exception:  # the next start of the service enters them
+            log.exception("the index of series is not complete")
         while not self._stop.wait(self._every_s):
             try:
                 self.sweep()

@@ -218,6 +218,17 @@ upload_objects = Table(
     Column("sha256", String(64), nullable=False),
 )
 
+dicom_series = Table(
+    "dicom_series",
+    metadata,
+    Column("volume_id", String(64), primary_key=True),
+    Column("project_id", String(64), nullable=False),
+    Column("study", String(64), nullable=False),
+    Column("series", String(64), nullable=False),
+    Index("dicom_series_by_study", "project_id", "study", "volume_id"),
+    Index("dicom_series_by_series", "project_id", "series"),
+)
+
 webhooks = Table(
     "webhooks",
     metadata,

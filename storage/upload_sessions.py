@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, and_, delete, insert, select, update
 
 from storage.catalogue.volumes import insert_volume
 from storage.clock import now
@@ -42,10 +42,13 @@ class UploadState(StrEnum):
 
 
 class UploadKind(StrEnum):
-    """What arrives: one file by the tus protocol, or a Zarr object by object."""
+    """What arrives: one file by the tus protocol, a Zarr object by object, or a DICOM series instance by
+    instance (storage/dicom_collections.py), which ends when nothing came for a while, and never expires.
+    """
 
     TUS = "tus"
     ZARR = "zarr"
+    DICOM = "dicom"
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,11 @@ class UploadSessions:
 
     def expire(self) -> None:
         """Give up the sessions to which nothing was added for too long; forget those that ended long ago."""
-        late = select(uploads.c.id).where(uploads.c.state == UploadState.OPEN, uploads.c.expires_at <= now())
+        late = select(uploads.c.id).where(
+            uploads.c.state == UploadState.OPEN,
+            uploads.c.expires_at <= now(),
+            uploads.c.kind != UploadKind.DICOM,
+        )
         forgotten = (uploads.c.state != UploadState.OPEN, uploads.c.expires_at <= now() - REMEMBERED_S)
         with self._database.writing() as connection:
             ids = list(connection.execute(late.with_for_update(skip_locked=True)).scalars())
@@ -252,7 +259,7 @@ def _locked(connection: Connection, upload_id: str) -> UploadSession:
 
 
 def _found(connection: Connection, upload_id: str, project_id: str | None) -> UploadSession:
-    late = (uploads.c.expires_at <= now()).label("late")
+    late = and_(uploads.c.expires_at <= now(), uploads.c.kind != UploadKind.DICOM).label("late")
     row = connection.execute(select(uploads, late).where(uploads.c.id == upload_id)).first()
     if row is None or project_id not in (None, row.project_id):
         raise MissingUpload(upload_id)

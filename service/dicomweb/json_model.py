@@ -61,7 +61,8 @@ NEVER_KEPT = (
 COERCED = 0xB000
 """Coercion of data elements (PS3.18 table 10.5.3-2): identities are replaced in whatever is stored."""
 NOT_UNDERSTOOD, WRONG_CLASS, NO_ROOM, MISMATCH = 0xC000, 0x0122, 0xA700, 0xA900
-"""Reasons for a failure (PS3.18 table 10.5.3-3, PS3.4 table B.2-1)."""
+PROCESSING, DUPLICATE = 0x0110, 0x0111
+"""Reasons for a failure (PS3.18 table 10.5.3-3, PS3.4 table B.2-1, PS3.7 annex C)."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from sqlalchemy import and_, or_, true, update
 from storage.catalogue.part import Part
 from storage.catalogue.rows import insert_derived
 from storage.clock import now
+from storage.dicom_series import enter_stored
 from storage.errors import JobCancelled, LeaseLost
 from storage.jobs import Artifact, Job, JobState, Progress
 from storage.records import DerivedVolume, StoredVolume, VolumeState
@@ -122,6 +123,8 @@ class Attempts(Part):
                     state=VolumeState.READY, stored=None if volume is None else volume.to_json(), store=store
                 )
             )
+            if volume is not None and finished[0].volume_id is not None:
+                enter_stored(connection, finished[0].volume_id, finished[0].project_id, volume)
             if derived is not None:
                 insert_derived(connection, finished[0], derived)
             change_jobs(connection, *waiting_for(job_id), **QUEUED_NOW)

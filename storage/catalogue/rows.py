@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, select
 
 from storage.clock import now
+from storage.dicom_series import enter_stored
 from storage.errors import JobExpired, MissingJob, MissingVolume, UnknownKind, VolumeNotReady
 from storage.ids import derived_id
 from storage.jobs import Job, JobKind
@@ -110,6 +111,7 @@ def insert_derived(connection: Connection, job: Job, made: DerivedVolume) -> Non
             store=made.store,
         )
     )
+    enter_stored(connection, derived_id(job.id), job.project_id, stored)
 
 
 def insert_job(connection: Connection, **values: Any) -> Job:

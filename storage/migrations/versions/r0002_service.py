@@ -33,6 +33,7 @@ def upgrade() -> None:
     _audit()
     _requests()
     _uploads()
+    _dicom_series()
     _webhooks()
     op.execute("INSERT INTO projects (id, name, created_at) VALUES ('default', 'default', 0)")
 
@@ -134,6 +135,18 @@ def _uploads() -> None:
         sa.Column("size", sa.BigInteger, nullable=False),
         sa.Column("sha256", sa.String(64), nullable=False),
     )
+
+
+def _dicom_series() -> None:
+    op.create_table(
+        "dicom_series",
+        sa.Column("volume_id", sa.String(64), primary_key=True),
+        sa.Column("project_id", sa.String(64), nullable=False),
+        sa.Column("study", sa.String(64), nullable=False),
+        sa.Column("series", sa.String(64), nullable=False),
+    )
+    op.create_index("dicom_series_by_study", "dicom_series", ["project_id", "study", "volume_id"])
+    op.create_index("dicom_series_by_series", "dicom_series", ["project_id", "series"])
 
 
 def _webhooks() -> None:
