@@ -24,5 +24,8 @@ def client(data_root: Path) -> Iterator[Client]:
     """A client of an embedded stack whose limit for decoded scans is 1 GiB."""
     outside = {k: v for k, v in os.environ.items() if not k.startswith("TOMOTRAIN_")}
     environment = {**outside, "TOMOTRAIN_SCAN_DECODED_BYTES": str(DECODED_LIMIT)}
-    with Stack(data_root, port=0, environment=environment) as stack, Client(stack.url) as client:
+    with (
+        Stack(data_root, port=0, environment=environment) as stack,
+        Client(stack.url, key=stack.key) as client,
+    ):
         yield client
