@@ -76,7 +76,7 @@ def test_complete_sends_scan_and_mask_and_prints_the_errors_to_expect(
     assert result is not None
     words = words_of(answer.stdout)
     for part in [
-        "body.nii, completed",
+        "scan.nii, completed",
         f"filled {result['gaps']:,} voxels",
         f"error, scattered {result['scattered']['rmse']:.4g}",
         f"at {result['scattered']['voxels']} voxels of single hidden voxels",

@@ -74,7 +74,7 @@ def up(root: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
 def test_what_dies_is_started_again_and_at_the_end_nothing_is_left(root: Path, nifti: bytes) -> None:
     scan = root / "scan.nii"
     scan.write_bytes(nifti)
-    with Stack(root, port=0, environment=ENVIRONMENT) as stack, Client(stack.url) as client:
+    with Stack(root, port=0, environment=ENVIRONMENT) as stack, Client(stack.url, key=stack.key) as client:
         client.wait(client.upload(scan).job.id)
         for word in ("valkey-server", "celery", "uvicorn"):
             before = one(root, word)
