@@ -21,6 +21,7 @@ from storage.clock import now
 from storage.database import Database
 from storage.dicom_series import SeriesIndex, enter
 from storage.dicom_uids import INSTANCES, SentInstances
+from storage.disk import sync
 from storage.errors import StorageError
 from storage.ids import new_id
 from storage.jobs import Job, Sender
@@ -115,8 +116,9 @@ class DicomCollections:
         arrival = Arrival(self._root, upload_id)
         arrival.take_back(arrival.objects, upload_path(self._root, _volume_of(upload_id)))
         for uid, received in new.items():
-            arrival.place(received.path, uid)
+            received.path.rename(arrival.objects / uid)
         if new:
+            sync(arrival.objects)
             rows = [
                 {"upload_id": upload_id, "key": uid, "size": each.size, "sha256": each.sha256}
                 for uid, each in new.items()

@@ -6,9 +6,9 @@ A row says where a volume belongs; whether the volume may be read, its own row s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
-from sqlalchemy import Connection, Select, delete, func, insert, select
+from sqlalchemy import Connection, delete, func, insert, select
 
 from storage.database import Database
 from storage.errors import InvalidParameters
@@ -17,15 +17,18 @@ from storage.exports.dicom_header import Placement
 from storage.records import StoredVolume, VolumeRecord, VolumeState
 from storage.tables import dicom_series, volume_of, volumes
 
-PAGE = 100
 _READY = (volumes.c.state == VolumeState.READY, volumes.c.id == dicom_series.c.volume_id)
 
 
-def enter(connection: Connection, volume_id: str, project_id: str, study: str, series: str) -> None:
+def enter(
+    connection: Connection, volume_id: str, project_id: str, study: str, series: str, modality: str = ""
+) -> None:
     """Enter the series of a volume, in the place of what was said of it before."""
     connection.execute(delete(dicom_series).where(dicom_series.c.volume_id == volume_id))
     connection.execute(
-        insert(dicom_series).values(volume_id=volume_id, project_id=project_id, study=study, series=series)
+        insert(dicom_series).values(
+            volume_id=volume_id, project_id=project_id, study=study, series=series, modality=modality
+        )
     )
 
 
@@ -36,7 +39,12 @@ def enter_stored(connection: Connection, volume_id: str, project_id: str, stored
     except InvalidParameters:
         return
     identity = Identity.of(stored)
-    enter(connection, volume_id, project_id, identity.study, identity.series)
+    enter(connection, volume_id, project_id, identity.study, identity.series, modality_of(stored))
+
+
+def modality_of(stored: StoredVolume) -> str:
+    """That which was kept; `OT` where none was."""
+    return str(stored.metadata.get("Modality", "OT"))
 
 
 class SeriesIndex:
@@ -82,30 +90,27 @@ class SeriesIndex:
             return [(row.id, VolumeState(row.state), row.store) for row in connection.execute(statement)]
 
     def studies(
-        self, project_id: str, among: Collection[str] | None = None, series: Collection[str] | None = None
-    ) -> Iterator[list[str]]:
-        """Studies of which a volume is ready, some at a time, those with the newest volumes first."""
-        newest = func.max(dicom_series.c.volume_id)
+        self,
+        project_id: str,
+        *,
+        studies: Collection[str] | None = None,
+        series: Collection[str] | None = None,
+        modality: str | None = None,
+    ) -> list[str]:
+        """The studies with a ready volume that is of one of these studies and series, and of this modality,
+        as far as they are named; those with the newest such volumes first.
+        """
         statement = (
-            select(dicom_series.c.study, newest.label("newest"))
+            select(dicom_series.c.study)
             .where(*_READY, dicom_series.c.project_id == project_id)
             .group_by(dicom_series.c.study)
-            .order_by(newest.desc())
-            .limit(PAGE)
+            .order_by(func.max(dicom_series.c.volume_id).desc())
         )
-        if among is not None:
-            statement = statement.where(dicom_series.c.study.in_(among))
+        if studies is not None:
+            statement = statement.where(dicom_series.c.study.in_(studies))
         if series is not None:
             statement = statement.where(dicom_series.c.series.in_(series))
-        return self._pages(statement)
-
-    def _pages(self, statement: Select[tuple[str, str]]) -> Iterator[list[str]]:
-        page = statement
-        while True:
-            with self._database.reading() as connection:
-                rows = connection.execute(page).all()
-            if rows:
-                yield [row.study for row in rows]
-            if len(rows) < PAGE:
-                return
-            page = statement.having(func.max(dicom_series.c.volume_id) < rows[-1].newest)
+        if modality is not None:
+            statement = statement.where(dicom_series.c.modality == modality)
+        with self._database.reading() as connection:
+            return list(connection.execute(statement).scalars())

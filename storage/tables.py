@@ -225,6 +225,7 @@ dicom_series = Table(
     Column("project_id", String(64), nullable=False),
     Column("study", String(64), nullable=False),
     Column("series", String(64), nullable=False),
+    Column("modality", String(16), nullable=False),
     Index("dicom_series_by_study", "project_id", "study", "volume_id"),
     Index("dicom_series_by_series", "project_id", "series"),
 )

@@ -22,6 +22,9 @@ from storage.volume import Volume
 
 SLAB_BYTES = 32 << 20
 """So much of a volume is in memory while its instances are sent."""
+PAGE = 100
+BY_INDEX = frozenset({"StudyInstanceUID", "SeriesInstanceUID"})
+"""Keys of which the index tells at once which studies match."""
 Opener = Callable[[VolumeRecord], Volume]
 
 
@@ -144,11 +147,15 @@ class Archive:
 
     def search_studies(self, query: Query) -> list[Attributes]:
         """The studies that match, those with the newest volumes first."""
-        return self._page(query, map(_study, self._studies(query)))
+        uids = self._matching(query)
+        if query.keys.keys() <= BY_INDEX:
+            uids = uids[query.offset : query.offset + query.limit]
+            return [_study(each) for each in self._read(uids)]
+        return self._page(query, map(_study, self._read(uids)))
 
     def search_series(self, query: Query) -> list[Attributes]:
         """The series that match, study by study."""
-        series = (each for study in self._studies(query) for each in study)
+        series = (each for study in self._read(self._matching(query)) for each in study)
         return self._page(query, (each.attributes() for each in series))
 
     def search_instances(self, query: Query, among: Sequence[HeldSeries]) -> list[Attributes]:
@@ -166,12 +173,22 @@ class Archive:
                 matching.append(each)
         return list(query.page(matching))
 
-    def _studies(self, query: Query) -> Iterator[list[HeldSeries]]:
-        """The studies that the query's UIDs leave, some read at a time."""
-        studies, series = (self._asked(query, key) for key in ("StudyInstanceUID", "SeriesInstanceUID"))
-        for uids in self._index.studies(self._project_id, studies, series):
-            by_study: dict[str, list[HeldSeries]] = {uid: [] for uid in uids}
-            for each in self._series(uids):
+    def _matching(self, query: Query) -> list[str]:
+        """The studies that those of the query's keys leave which the index knows."""
+        if query.asks_for_what_is_never_kept():
+            return []
+        return self._index.studies(
+            self._project_id,
+            studies=self._asked(query, "StudyInstanceUID"),
+            series=self._asked(query, "SeriesInstanceUID"),
+            modality=query.exactly("Modality") or query.exactly("ModalitiesInStudy"),
+        )
+
+    def _read(self, uids: Sequence[str]) -> Iterator[list[HeldSeries]]:
+        """These studies in this order, some read at a time."""
+        for start in range(0, len(uids), PAGE):
+            by_study: dict[str, list[HeldSeries]] = {uid: [] for uid in uids[start : start + PAGE]}
+            for each in self._series(list(by_study)):
                 by_study[each.entries[0].identity.study].append(each)
             yield from filter(None, by_study.values())
 

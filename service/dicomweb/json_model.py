@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from storage.dicom_series import modality_of
 from storage.exports.dicom import Identity
 from storage.records import StoredVolume
 
@@ -83,7 +84,7 @@ class SeriesEntry:
     @property
     def modality(self) -> str:
         """That which was kept; `OT` where none was."""
-        return str(self.stored.metadata.get("Modality", "OT"))
+        return modality_of(self.stored)
 
     @property
     def study_url(self) -> str:

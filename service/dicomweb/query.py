@@ -20,6 +20,7 @@ MOST = 1000
 CONTROLS = frozenset({"limit", "offset", "includefield", "fuzzymatching", "emptyvaluematching"})
 TAG = re.compile(r"[0-9A-Fa-f]{8}")
 UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+WILD = re.compile(r"[*?]")
 EVERYTHING = ("", "*")
 
 
@@ -35,6 +36,20 @@ class Query:
         """The same with further keys: those of the address."""
         return Query(
             {**self.keys, **{name: (value,) for name, value in keys.items()}}, self.limit, self.offset
+        )
+
+    def exactly(self, keyword: str) -> str | None:
+        """The only value that matches a key; None where several may."""
+        values = self.keys.get(keyword, ())
+        found = values[0] if len(values) == 1 else ""
+        return found if found and not WILD.search(found) else None
+
+    def asks_for_what_is_never_kept(self) -> bool:
+        """Whether a key has a value that nothing here has."""
+        return any(
+            not any(each in EVERYTHING for each in values)
+            for keyword, values in self.keys.items()
+            if keyword in NEVER_KEPT
         )
 
     def matches(self, found: Attributes, new_uid: Callable[[str], str]) -> bool:

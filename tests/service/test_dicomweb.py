@@ -106,6 +106,32 @@ def test_pages_of_a_search(archive: Department) -> None:
     assert len({each["00080018"]["Value"][0] for page in pages for each in page}) == len(PIXELS)
 
 
+@pytest.mark.parametrize(
+    ("question", "count"),
+    [
+        ("Modality=MR", 1),
+        ("Modality=M*", 1),
+        ("Modality=CT", 0),
+        ("ModalitiesInStudy=MR", 1),
+        ("ModalitiesInStudy=CT", 0),
+        ("PatientID=QX-4711-07", 0),
+        ("PatientID=*", 1),
+        ("PatientName=", 1),
+        (f"StudyInstanceUID={STUDY},1.2", 1),
+        (f"SeriesInstanceUID={SERIES}", 1),
+        (f"SeriesInstanceUID={STUDY}", 0),
+        (f"00080060=MR&StudyInstanceUID={STUDY}&limit=1", 1),
+        ("limit=0", 0),
+        ("offset=1", 0),
+    ],
+)
+@pytest.mark.parametrize("level", ["studies", "series"])
+def test_searches(archive: Department, level: str, question: str, count: int) -> None:
+    answer = archive.http.get(f"/dicomweb/{level}?{question}")
+    assert answer.headers["content-type"] == "application/dicom+json"
+    assert len(answer.json()) == count
+
+
 def test_volumes_that_were_no_dicom_are_studies_too(department: Department, nifti: bytes) -> None:
     department.house.ready(nifti)
     (study,) = department.client.search_for_studies()

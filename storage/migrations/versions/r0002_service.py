@@ -144,6 +144,7 @@ def _dicom_series() -> None:
         sa.Column("project_id", sa.String(64), nullable=False),
         sa.Column("study", sa.String(64), nullable=False),
         sa.Column("series", sa.String(64), nullable=False),
+        sa.Column("modality", sa.String(16), nullable=False),
     )
     op.create_index("dicom_series_by_study", "dicom_series", ["project_id", "study", "volume_id"])
     op.create_index("dicom_series_by_series", "dicom_series", ["project_id", "series"])
