@@ -96,7 +96,7 @@ def _values(keyword: str, value: str) -> tuple[str, ...]:
     if TAGS[keyword][1] != "UI":
         return (value,)
     uids = tuple(part for part in re.split(r"[,\\]", value) if part)
-    if any(not UID.fullmatch(uid) or len(uid) > 64 for uid in uids):
+    if not all(map(UID.fullmatch, uids)):
         raise ApiError("invalid-request", f"{keyword} is no list of UIDs", errors=[(f"#{keyword}", "no UID")])
     return uids or ("",)
 

@@ -45,18 +45,16 @@ _BODY = {
         "content": {RELATED: _BINARY},
     }
 }
+_COUNT = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
+_UIDS = {"type": "string", "pattern": r"^([0-9]+(\.[0-9]+)*(,[0-9]+(\.[0-9]+)*)*)?$"}
 _KEYS = {
     "parameters": [
         {"name": name, "in": "query", "required": False, "schema": schema, "description": told}
         for name, schema, told in (
-            (
-                "limit",
-                {"type": "integer", "minimum": 0},
-                "at most so many results (PS3.18 8.3.4.4); 1000 at most",
-            ),
-            ("offset", {"type": "integer", "minimum": 0}, "leave out so many"),
-            ("StudyInstanceUID", {"type": "string"}, "one or several UIDs, parted by commas"),
-            ("SeriesInstanceUID", {"type": "string"}, "one or several UIDs, parted by commas"),
+            ("limit", _COUNT, "at most so many results, 1000 at most (PS3.18 8.3.4.4)"),
+            ("offset", _COUNT, "leave out so many"),
+            ("StudyInstanceUID", _UIDS, "one or several UIDs, parted by commas"),
+            ("SeriesInstanceUID", _UIDS, "one or several UIDs, parted by commas"),
             ("Modality", {"type": "string"}, "of a series; `*` and `?` are wildcards"),
             ("ModalitiesInStudy", {"type": "string"}, "of a study"),
         )
