@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import re
 import time
 from collections.abc import AsyncIterator
@@ -84,7 +83,7 @@ def announced_sha256(headers: Headers) -> str | None:
 def _hex_of_byte_sequence(header: str, value: str) -> str:
     try:
         digest = base64.b64decode(value.removeprefix(":").removesuffix(":"), validate=True)
-    except binascii.Error:
+    except ValueError:
         digest = b""
     if len(digest) != 32 or not (value.startswith(":") and value.endswith(":")):
         detail = f"{header}: write sha-256=:<base64 of the 32 bytes>: (RFC 9530), or leave the header out"

@@ -22,7 +22,8 @@ MEDIA_TYPE = "application/offset+octet-stream"
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 NUMBER = "^(0|[1-9][0-9]{0,17})$"
 POSITIVE = "^[1-9][0-9]{0,17}$"
-CHECKSUM = "^(sha-?256 [A-Za-z0-9+/]{43}=|sha1 [A-Za-z0-9+/]{27}=|sha512 [A-Za-z0-9+/]{86}==|md5 [A-Za-z0-9+/]{22}==)$"
+_CHECKSUMS = ("sha-?256 [A-Za-z0-9+/]{43}=", "sha1 [A-Za-z0-9+/]{27}=", "sha512 [A-Za-z0-9+/]{86}==")
+CHECKSUM = f"^({'|'.join(_CHECKSUMS)}|md5 [A-Za-z0-9+/]{{22}}==)$"
 _BASE64 = "([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"
 _PAIR = rf"[!-+.-~-]{{1,64}}( {_BASE64})?"
 METADATA = f"^({_PAIR}(,{_PAIR})*)?$"

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from errands import offer
+from furnished import Room, furnish, keyed_house, names_of
 from house import SPACING_XYZ, House, Library, nifti_voxels, open_house
 
 
@@ -45,3 +46,10 @@ def library(tmp_path_factory: pytest.TempPathFactory, nifti: bytes) -> Iterator[
     """A service with one scan that has been read, for tests that change nothing."""
     with open_house(tmp_path_factory.mktemp("library")) as opened:
         yield Library(opened, opened.ready(nifti))
+
+
+@pytest.fixture(scope="session")
+def room(tmp_path_factory: pytest.TempPathFactory, nifti: bytes) -> Iterator[Room]:
+    """A service that asks for keys, with something of everything in it, for tests of what is refused."""
+    with keyed_house(tmp_path_factory.mktemp("room")) as opened:
+        yield Room(opened, names_of(furnish(opened, nifti)))

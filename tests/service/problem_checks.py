@@ -6,6 +6,8 @@ from typing import Any
 
 from httpx import Response
 
+from service.addresses import shown_path
+
 
 def assert_problem(answer: Response, status: int, code: str) -> dict[str, Any]:
     """The body of a well-formed problem."""
@@ -15,7 +17,7 @@ def assert_problem(answer: Response, status: int, code: str) -> dict[str, Any]:
     assert body["code"] == code
     assert body["status"] == status
     assert body["type"] == f"/problems/{code}"
-    assert body["instance"] == answer.request.url.path
+    assert body["instance"] == shown_path(answer.request.url.path)
     assert body["request_id"] == answer.headers["x-request-id"]
     assert body["title"]
     assert body["detail"]
