@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -29,9 +30,15 @@ from storage.access import Access
 from storage.catalogue import Catalogue
 from storage.log_lines import set_up
 
+SWITCH_S = 0.0005
+"""How long a thread may keep the interpreter while another waits: by Python's own 5 ms a few threads with
+work hold up the event loop, and everybody who polls.
+"""
+
 
 def build() -> FastAPI:
     """The application as the environment describes it; a factory for uvicorn."""
+    sys.setswitchinterval(SWITCH_S)
     settings = ServiceSettings()
     set_up(settings.log_format)
     settings.data_root.mkdir(parents=True, exist_ok=True)

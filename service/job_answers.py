@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Annotated
 
-from fastapi import BackgroundTasks, Request, Response
+from fastapi import BackgroundTasks, Depends, Request, Response
+from fastapi import Path as FromPath
 from fastapi.responses import JSONResponse
 
 from service.conditional import json_answer, not_modified, strong_etag, unchanged
-from service.deps import Services
+from service.deps import Known, Parts, Services, found_job
 from service.job_views import job_view
 from service.schemas import JobView
 from service.standing import Standing
@@ -43,9 +45,17 @@ def accepted(
     return JSONResponse(document, status, told, background=background)
 
 
-def polled(request: Request, parts: Services, job: Job, *, brief: bool) -> Response:
-    """The answer to a client that looks at a job again and again."""
-    standing = parts.standings.of(job)
+def seen_job(job_id: Annotated[str, FromPath()], parts: Parts, who: Known) -> tuple[Job, Standing]:
+    """The job that the address names, and where it stands: all questions in one visit to a thread."""
+    job = found_job(job_id, parts, who)
+    return job, parts.standings.of(job)
+
+
+SeenJob = Annotated[tuple[Job, Standing], Depends(seen_job)]
+
+
+def polled(request: Request, job: Job, standing: Standing, *, brief: bool) -> Response:
+    """The answer to a client that looks at a job again and again; asks nobody, so that it needs no thread."""
     etag = _etag(job, standing, brief=brief)
     if unchanged(request, etag):
         return not_modified(etag, {"Cache-Control": "private, no-cache", **_pause(job)})

@@ -19,7 +19,7 @@ from service.conditional import (
 )
 from service.deps import FoundJob, Parts, needs
 from service.described import CONDITIONAL, PARTIAL, UNCHANGED, a_file, a_job, problems
-from service.job_answers import accepted, polled, shown
+from service.job_answers import SeenJob, accepted, polled, shown
 from service.job_filters import wanted_jobs
 from service.schemas import PROBLEMS, JobPage, JobView
 from storage.access import Scope
@@ -63,14 +63,13 @@ def list_jobs(
     },
     openapi_extra=CONDITIONAL,
 )
-def get_job(
+async def get_job(
     request: Request,
-    job: FoundJob,
-    parts: Parts,
+    seen: SeenJob,
     brief: Annotated[bool, Query(description="leave out parameters that are long lists")] = False,
 ) -> Response:
     """One job. Poll with `If-None-Match`; `Retry-After` says when to come back."""
-    return polled(request, parts, job, brief=brief)
+    return polled(request, *seen, brief=brief)
 
 
 @router.delete(
