@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from service.idempotency import KEPT_S
@@ -13,6 +14,7 @@ from storage.catalogue import Catalogue
 from storage.clearing import clear_all
 from storage.dicom_collections import QUIET_S, DicomCollections
 from storage.dicom_series import SeriesIndex
+from storage.jobs import Job
 from storage.tidy import tidy
 
 log = logging.getLogger("tomotrain.service")
@@ -57,10 +59,17 @@ class Sweeper:
         self._thread.join()
 
     def sweep(self) -> int:
-        """Sweep once; how many jobs were rung. Stops ringing at the first refusal: the broker is away."""
+        """Sweep once; how many jobs were rung."""
+        return self._ring(self._catalogue.sweep(ring_after_s=self._ring_after_s))
+
+    def collect(self) -> int:
+        """Make volumes of the series that have come by DICOMweb; how many jobs were rung."""
+        return self._ring(self._collections.close_quiet())
+
+    def _ring(self, jobs: Iterable[Job]) -> int:
+        """Ring for jobs, how many; stops at the first refusal: the broker is away."""
         rung = []
-        new = self._collections.close_quiet()
-        for job in [*new, *self._catalogue.sweep(ring_after_s=self._ring_after_s)]:
+        for job in jobs:
             if not self._queue.ring(job):
                 break
             rung.append(job.id)
@@ -82,13 +91,13 @@ class Sweeper:
         clear_all(self._data_root, self._catalogue)
 
     def _run(self) -> None:
-        try:
-            self._series.enter_missing()
-        except Exception:  # the next start of the service enters them
-            log.exception("the index of series is not complete")
+        self._try(self._series.enter_missing)
         while not self._stop.wait(self._every_s):
-            try:
-                self.sweep()
-                self.tidy()
-            except Exception:  # a database that is away now may be back at the next round
-                log.exception("a sweep failed")
+            for step in (self.collect, self.sweep, self.tidy):
+                self._try(step)
+
+    def _try(self, step: Callable[[], object]) -> None:
+        try:
+            step()
+        except Exception:  # a database that is away now may be back at the next round
+            log.exception("a sweep failed")

@@ -36,6 +36,7 @@ from storage.upload_sessions import UploadKind, UploadSession, UploadSessions, U
 
 log = logging.getLogger("tomotrain.storage")
 QUIET_S = 10.0
+GONE = {"code": "storage-error", "detail": "the instances are gone from the disk; send them again"}
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,10 @@ class DicomCollections:
         try:
             volume, job = self._sessions.finish(upload_id, bring, facts["by"], facts["trace"])
         except (UploadFinished, UploadGone):
+            return None
+        except FileNotFoundError:
+            log.exception("the instances of the collection %s are gone", upload_id)
+            self._sessions.abort(upload_id, GONE)
             return None
         except StorageError as error:
             log.warning("the collection %s becomes no volume: %s", upload_id, error)

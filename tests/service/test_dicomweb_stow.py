@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,6 @@ from radiology import TYPE, Department, body, open_department
 
 from service.dicomweb.json_model import COERCED, DUPLICATE, MISMATCH, NO_ROOM, NOT_UNDERSTOOD, WRONG_CLASS
 from storage.access import Access, Scope
-from storage.records import VolumeState
 
 STUDY, SERIES = UIDS["StudyInstanceUID"], UIDS["SeriesInstanceUID"]
 
@@ -74,6 +74,20 @@ def test_a_quiet_series_is_swept_into_a_volume_whose_job_is_rung(tmp_path: Path)
     with open_department(tmp_path, sweep_every_s=0.02) as department:
         department.stow(*series().values())
         wait_until(lambda: len(department.house.queue.rung) == 1)
+
+
+def test_a_collection_whose_files_are_gone_keeps_no_other_from_becoming_a_volume(
+    department: Department,
+) -> None:
+    department.stow(part10(instance(0, "1.9.1", SeriesInstanceUID="1.9")))
+    (lost,) = (department.house.root / "arriving").iterdir()
+    shutil.rmtree(lost)
+    department.stow(*series().values())
+    (job,) = department.closed()
+    assert department.collections.close_quiet() == []
+    department.stow(part10(instance(0, "1.9.1", SeriesInstanceUID="1.9")))
+    (again,) = department.closed()
+    assert again.volume_id != job.volume_id
 
 
 def test_an_instance_that_is_sent_again_is_there_once(department: Department) -> None:
@@ -223,14 +237,6 @@ def test_a_cut_connection_leaves_nothing(department: Department) -> None:
     wait_until(lambda: not any(uploads.iterdir()))
     assert files(department) == []
     assert department.collections.close_quiet() == []
-
-
-def test_a_series_that_is_no_scan_is_a_rejected_volume(department: Department) -> None:
-    """Headers are looked at when instances come; whether they fit together, the ingest finds out."""
-    department.stow(part10(instance(0)), part10(instance(1, Rows=9, PixelData=PIXELS[1][:9].tobytes())))
-    (job,) = department.closed()
-    assert job.volume_id is not None
-    assert department.house.catalogue.volume(job.volume_id).state is VolumeState.VALIDATING
 
 
 def test_projects_collect_apart(department: Department) -> None:
