@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from house import wait_until
-from planted import PIXELS, UIDS, instance, part10, series
+from planted import PIXELS, UIDS, instance, multi_frame, part10, series
 from pydicom.dataset import Dataset
 from radiology import TYPE, Department, body, open_department
 
@@ -50,6 +52,26 @@ def test_a_series_in_one_request_for_each_instance_is_one_volume(department: Dep
     listed = department.house.catalogue.volumes()
     assert [volume.id for volume in listed] == [job.volume_id]
     assert len(list((department.house.root / "uploads" / job.volume_id).iterdir())) == len(PIXELS)
+
+
+def test_instances_that_come_at_the_same_time_are_one_volume(tmp_path: Path) -> None:
+    contents = [
+        part10(instance(place % 6, f"1.9.{place}", ImagePositionPatient=[0, 0, place])) for place in range(40)
+    ]
+    with open_department(tmp_path, stow_quiet_s=60) as department, ThreadPoolExecutor(8) as senders:
+        answers = list(senders.map(department.stow, contents))
+        assert {answer.status_code for answer in answers} == {202}
+        (collection,) = (tmp_path / "arriving").iterdir()
+        assert len(list((collection / "objects").iterdir())) == len(contents)
+
+
+def test_a_multi_frame_instance_is_read_plane_by_plane(department: Department) -> None:
+    assert department.stow(multi_frame()).status_code == 202
+    department.read()
+    planes = department.client.retrieve_series(STUDY, SERIES)
+    assert np.array_equal([plane.pixel_array for plane in planes], PIXELS)
+    assert failures(department.stow(multi_frame())) == []
+    assert files_arriving(department) == []
 
 
 def test_two_series_in_one_request_are_two_volumes(department: Department) -> None:
