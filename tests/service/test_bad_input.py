@@ -162,7 +162,7 @@ BAD: dict[str, tuple[str, dict[str, Any], int, str, str]] = {
         "not-acceptable",
         "multipart/related",
     ),
-    "retrieve_series": ("GET {study}/series/1.2", {}, 404, "not-found", ""),
+    "retrieve_series": ("GET {study}/series/1.2", {}, 404, "not-found", "no such series"),
     "retrieve_instance": (
         "GET {study}/series/{series}/instances/{instance}",
         {"headers": {"Accept": "image/jpeg"}},
@@ -175,9 +175,9 @@ BAD: dict[str, tuple[str, dict[str, Any], int, str, str]] = {
         {},
         404,
         "not-found",
-        "",
+        "one frame",
     ),
-    "retrieve_study_metadata": ("GET /dicomweb/studies/1.2/metadata", {}, 404, "not-found", ""),
+    "retrieve_study_metadata": ("GET /dicomweb/studies/1.2/metadata", {}, 404, "not-found", "search by"),
     "retrieve_series_metadata": (
         "GET {study}/series/a.b/metadata",
         {},
