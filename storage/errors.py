@@ -48,7 +48,8 @@
     ├── LeaseLost                    another attempt owns the job now
     └── JobCancelled                 somebody asked for the job to stop
 
-Those with ¹ stand in storage/upload_errors.py. The table that turns a code into an HTTP status stands in `service/errors.py`, and only there.
+Those with ¹ stand in storage/upload_errors.py. The table that turns a code into an HTTP status stands in
+`service/errors.py`, and only there.
 """
 
 from __future__ import annotations

@@ -39,7 +39,9 @@ def icon(request: Request) -> Response:
 
 
 @router.get("/dashboard/{name}")
-def asset(request: Request, name: Literal["dashboard.js", "dashboard.css", "sign_in.js", "favicon.svg"]) -> Response:
+def asset(
+    request: Request, name: Literal["dashboard.js", "dashboard.css", "sign_in.js", "favicon.svg"]
+) -> Response:
     """What the page is made of."""
     return _asset(request, name)
 
