@@ -35,8 +35,8 @@ UNDESCRIBED = {
     "manifest": "an upload that began without one ends with one, or with its digest",
 }
 """What the description cannot say of parameters, or says in words."""
-IN_WORDS = (UNSTORABLE_WORDS.lower(), "range header")
-"""Nor can it say this of nested texts; and what is no `Range` is refused or ignored (RFC 9110, 14.2)."""
+IN_WORDS = (UNSTORABLE_WORDS.lower(), "with each name once", "range header")
+"""Nor can it say this of texts and names; and what is no `Range` is refused or ignored (RFC 9110, 14.2)."""
 EDGE, RELATED = "edge", "multipart/related"
 STORING = ("store_instances", "store_instances_of_study")
 
