@@ -12,8 +12,8 @@ from sqlalchemy import Connection, delete, func, insert, select
 
 from storage.database import Database
 from storage.errors import InvalidParameters
-from storage.exports.dicom import Identity
 from storage.exports.dicom_header import Placement
+from storage.exports.dicom_identity import Identity
 from storage.records import StoredVolume, VolumeRecord, VolumeState
 from storage.tables import dicom_series, volume_of, volumes
 

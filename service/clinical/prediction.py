@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.clinical import uuids
 from service.errors import plain
-from storage.exports.dicom import Identity
+from storage.exports.dicom_identity import Identity
 from storage.jobs import Job
 from storage.records import StoredVolume
 

@@ -15,7 +15,8 @@ from service.dicomweb.query import Query
 from service.errors import ApiError
 from storage.dicom_series import SeriesIndex
 from storage.dicom_uids import NewUid
-from storage.exports.dicom import DicomSeries, Identity
+from storage.exports.dicom import DicomSeries
+from storage.exports.dicom_identity import Identity
 from storage.exports.slabs import slab_depth
 from storage.records import VolumeRecord
 from storage.volume import Volume

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from storage.dicom_series import modality_of
-from storage.exports.dicom import Identity
+from storage.exports.dicom_identity import Identity
 from storage.records import StoredVolume
 
 Attributes = dict[str, dict[str, Any]]

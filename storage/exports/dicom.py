@@ -18,7 +18,6 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -37,40 +36,16 @@ from storage.exports.dicom_header import (
     shared_header,
     sop_class_of,
 )
+from storage.exports.dicom_identity import Identity
 from storage.exports.dicom_values import CodedPlane, coded, direct_dtype
 from storage.exports.objects import sound_object
 from storage.exports.slabs import slabs
 from storage.jobs import Progress
 from storage.readers.base import Voxels
-from storage.records import StoredVolume
 from storage.volume import Volume
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
-
-
-@dataclass(frozen=True)
-class Identity:
-    """The UIDs of a volume, none of them a sender's."""
-
-    study: str
-    series: str
-    frame_of_reference: str
-
-    @classmethod
-    def of(cls, stored: StoredVolume) -> Identity:
-        """Those that replaced the sender's, else such as are made of its digest.
-
-        What a job made of a volume is another series of the same study, in the same frame of reference.
-        """
-        kept = stored.metadata
-        root = stored.digest if stored.derived is None else stored.derived.digest
-        series = kept.get("SeriesInstanceUID") if stored.derived is None else None
-        return cls(
-            kept.get("StudyInstanceUID") or derived_uid(root, "study"),
-            series or derived_uid(stored.digest, "series"),
-            kept.get("FrameOfReferenceUID") or derived_uid(root, "frame of reference"),
-        )
 
 
 class DicomSeries:

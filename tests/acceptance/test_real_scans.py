@@ -43,7 +43,7 @@ def test_a_scan_arrives_whole(
     [store] = (data_root / "volumes" / view.id).iterdir()
     Volume.open(store, view.digest).verify()
     slices = f"{client.url}/v1/volumes/{view.id}/slices/z/0"
-    picture = httpx.get(slices, trust_env=False)
+    picture = httpx.get(slices, headers=client.authorization, trust_env=False)
     assert picture.headers["content-type"] == "image/png"
 
 

@@ -21,7 +21,7 @@ from service.dicomweb.multipart import boundary_of, content_type_of, new_boundar
 from service.dicomweb.query import parse
 from service.errors import ApiError
 from storage.dicom_uids import UidMap
-from storage.exports.dicom import Identity
+from storage.exports.dicom_identity import Identity
 from storage.grid import VoxelGrid
 from storage.records import Statistics, StoredVolume
 

@@ -25,8 +25,9 @@ from whole_scans import ramp
 
 from storage.dicom_uids import UidMap
 from storage.errors import CorruptVolume, InvalidParameters, JobCancelled
-from storage.exports.dicom import DicomSeries, Identity
+from storage.exports.dicom import DicomSeries
 from storage.exports.dicom_header import CT, MR, SECONDARY
+from storage.exports.dicom_identity import Identity
 from storage.exports.dicom_values import coded
 from storage.grid import VoxelGrid
 from storage.ingest import ingest
