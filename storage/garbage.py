@@ -61,13 +61,13 @@ class _Search:
 
     def __init__(self, data_root: Path, catalogue: Catalogue, older_than_s: float) -> None:
         self._root, self._older_than_s, self._moment = data_root, older_than_s, time.time()
+        self._unfinished = [
+            path for place in ("artifacts", "checkpoints") for path in (data_root / place).rglob("*.part")
+        ]
         self._listed = {
             place: _ours(data_root / place)
             for place in ("volumes", "artifacts", "checkpoints", "logs", "uploads", ARRIVING)
         }
-        self._unfinished = [
-            path for place in ("artifacts", "checkpoints") for path in (data_root / place).rglob("*.part")
-        ]
         self._sessions = UploadSessions(catalogue.database).open_ids()
         self._jobs = _job_rows(catalogue, self._job_ids())
         self._volumes = _volume_rows(catalogue, self._ids("volumes", "uploads"))
@@ -104,7 +104,9 @@ class _Search:
             if upload_id not in self._sessions:
                 yield path, f"the upload {upload_id} is not awaited"
         for path in self._unfinished:
-            yield path, "a file that was never finished"
+            _, job_id, *_ = path.relative_to(self._root).parts
+            if not self._is_open(job_id):
+                yield path, "a file that was never finished"
 
     def _of_volume(self, folder: Path, volume_id: str) -> Iterator[tuple[Path, str]]:
         row = self._volumes.get(volume_id)
