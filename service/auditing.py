@@ -34,6 +34,8 @@ WATCHED = {
     "get_logs": "view-result",
 }
 """What is recorded of reading, by the name of the route."""
+PIECE = "put-object"
+"""Of an upload, which may have many thousands; its completion is a record of its own."""
 UNKNOWN = "unknown"
 MOST_SEEN = 10_000
 
@@ -66,7 +68,7 @@ class Auditing:
         action = _action(request, status)
         if action is None:
             return
-        if action.startswith("view-"):
+        if action.startswith("view-") or (action == PIECE and status < 400):
             subject = _resource(subject)
             if self._seen.lately(f"{actor} {action} {subject}"):
                 return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import threading
 import time
@@ -393,3 +395,21 @@ def test_records_of_many_at_once_make_one_chain(house: House) -> None:
         thread.join()
     assert len(log.records(limit=100)) == 40
     assert log.verify() is None
+
+
+def test_the_objects_of_an_upload_are_one_record(house: House) -> None:
+    log = AuditLog(house.catalogue.database)
+    with holder(house) as client:
+        upload = client.post("/v1/uploads", json={"kind": "zarr", "name": "scan"}).json()["id"]
+        for key in ("zarr.json", "0/zarr.json", "0/c/0/0/0"):
+            digest = base64.b64encode(hashlib.sha256(key.encode()).digest()).decode()
+            answer = client.put(
+                f"/v1/uploads/{upload}/objects/{key}",
+                content=key.encode(),
+                headers={"Content-Digest": f"sha-256=:{digest}:"},
+            )
+            assert answer.status_code == 201, answer.text
+        client.put(f"/v1/uploads/{upload}/objects/..", content=b"x")
+    told = [record.action for record in log.records()]
+    assert told.count("put-object") == 1
+    assert "create-upload" in told or "open-upload" in told
