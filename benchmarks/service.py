@@ -306,7 +306,8 @@ def stack(root: Path) -> Iterator[Stack]:
 def api_process() -> psutil.Process:
     """The API's process, a child of this one."""
     for child in psutil.Process().children(recursive=True):
-        if "service.app:build" in child.cmdline():
+        command = child.cmdline()
+        if "service.app:build" in command and not any("leash" in word for word in command):
             return child
     raise RuntimeError("the API does not run")
 
